@@ -1,0 +1,147 @@
+#include "cpu/capability.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <stdexcept>
+
+namespace seqkern::cpu {
+
+// One accessor per capability, defined by that capability's object of kernels.cpp.
+namespace DEFAULT {
+const KernelTable& table();
+}
+namespace AVX2 {
+const KernelTable& table();
+}
+namespace AVX512 {
+const KernelTable& table();
+}
+
+namespace {
+
+constexpr Capability kAll[] = {Capability::Default, Capability::AVX2, Capability::AVX512};
+
+bool is_compiled(Capability capability) {
+  switch (capability) {
+    case Capability::Default:
+      return true;
+    case Capability::AVX2:
+#ifdef SEQKERN_COMPILED_AVX2
+      return true;
+#else
+      return false;
+#endif
+    case Capability::AVX512:
+#ifdef SEQKERN_COMPILED_AVX512
+      return true;
+#else
+      return false;
+#endif
+  }
+  return false;
+}
+
+// All that the flags of that level in CMakeLists.txt let the compiler use. __builtin_cpu_supports also asks the
+// operating system whether it saves the wider registers.
+bool machine_has(Capability capability) {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  switch (capability) {
+    case Capability::Default:
+      return true;
+    case Capability::AVX2:
+      return avx2;
+    case Capability::AVX512:
+      return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  }
+  return false;
+#else
+  return capability == Capability::Default;
+#endif
+}
+
+bool is_supported(Capability capability) { return is_compiled(capability) && machine_has(capability); }
+
+template <class Predicate>
+std::vector<std::string> names_where(Predicate predicate) {
+  std::vector<std::string> names;
+  for (Capability capability : kAll) {
+    if (predicate(capability)) names.emplace_back(name(capability));
+  }
+  return names;
+}
+
+Capability highest() {
+  Capability best = Capability::Default;
+  for (Capability capability : kAll) {
+    if (is_supported(capability)) best = capability;
+  }
+  return best;
+}
+
+std::atomic<Capability>& in_use() {
+  static std::atomic<Capability> capability{highest()};
+  return capability;
+}
+
+// `what` is how the caller knows the argument.
+void set_current(const std::string& what, const std::string& wanted) {
+  for (Capability capability : kAll) {
+    if (wanted == name(capability) && is_supported(capability)) {
+      in_use().store(capability, std::memory_order_relaxed);
+      return;
+    }
+  }
+  std::string levels;
+  for (const std::string& level : supported()) levels += (levels.empty() ? "" : ", ") + level;
+  throw std::runtime_error(what + " must be one of the levels that this build and this machine have (" + levels + "), got '" +
+                           wanted + "'");
+}
+
+}  // namespace
+
+const char* name(Capability capability) {
+  switch (capability) {
+    case Capability::Default:
+      return "default";
+    case Capability::AVX2:
+      return "avx2";
+    case Capability::AVX512:
+      return "avx512";
+  }
+  return "unknown";
+}
+
+std::vector<std::string> compiled() { return names_where(is_compiled); }
+
+std::vector<std::string> supported() { return names_where(is_supported); }
+
+Capability current() { return in_use().load(std::memory_order_relaxed); }
+
+void set_current(const std::string& capability) { set_current("capability", capability); }
+
+void set_current_from_environment() {
+  const char* wanted = std::getenv("SEQKERN_CPU_CAPABILITY");
+  if (wanted != nullptr && *wanted != '\0') set_current("SEQKERN_CPU_CAPABILITY", wanted);
+}
+
+#ifdef SEQKERN_HAVE_KERNELS
+const KernelTable& kernels() {
+  switch (current()) {
+#ifdef SEQKERN_COMPILED_AVX512
+    case Capability::AVX512:
+      return AVX512::table();
+#endif
+#ifdef SEQKERN_COMPILED_AVX2
+    case Capability::AVX2:
+      return AVX2::table();
+#endif
+    default:
+      return DEFAULT::table();
+  }
+}
+#endif
+
+}  // namespace seqkern::cpu

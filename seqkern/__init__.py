@@ -1,0 +1,3 @@
+"""Fused LSTM, GRU and RNN layers for PyTorch."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,37 @@
+// Compiled once per capability level, with that level's flags and -DSEQKERN_CAPABILITY=... . It
+// must define nothing outside the level's namespace: an inline function of a shared header kept
+// from this object would carry its instructions to every machine.
+#include "cpu/kernels.h"
+
+#include "cells/gru.h"
+#include "cells/lstm.h"
+#include "cells/rnn.h"
+#include "cpu/layer.h"
+
+namespace seqkern::cpu::SEQKERN_CAPABILITY {
+
+namespace {
+
+// In the order of seqkern::Cell.
+template <class T>
+constexpr LayerKernels<T> layer_kernels() {
+  return {
+      {forward<Lstm, T>, forward<Gru, T>, forward<RnnTanh, T>, forward<RnnRelu, T>},
+      {backward<Lstm, T>, backward<Gru, T>, backward<RnnTanh, T>, backward<RnnRelu, T>},
+      packed_gates_size<T>,
+      packed_rows_size<T>,
+      pack_gates<T>,
+      pack_rows<T>,
+      {unit_vectors(Lstm::kGates) * Simd<T>::kLanes, unit_vectors(Gru::kGates) * Simd<T>::kLanes,
+       unit_vectors(RnnTanh::kGates) * Simd<T>::kLanes,
+       unit_vectors(RnnRelu::kGates) * Simd<T>::kLanes},
+  };
+}
+
+constexpr KernelTable kTable = {kVectorBytes, layer_kernels<float>(), layer_kernels<double>()};
+
+}  // namespace
+
+const KernelTable& table() { return kTable; }
+
+}  // namespace seqkern::cpu::SEQKERN_CAPABILITY

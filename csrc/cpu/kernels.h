@@ -1,0 +1,114 @@
+// What a capability level offers: one layer, one direction, one chunk of consecutive time steps,
+// executed together by the threads of a team. Raw pointers and sizes only.
+//
+// Rows are time-major: step t owns rows [offsets[t], offsets[t + 1]) and their number never grows
+// with t, so that row r of step t continues row r of step t - 1. A direction that runs backwards
+// in time takes the steps of a chunk in the opposite order; rows that begin with it then join at
+// their own last step, with the initial state.
+//
+// Notation: T steps, B rows of the first step, R rows in all, H hidden size, K width of h (the
+// projected size, or H), G gates. "chunk" arrays start at the chunk's first row.
+#pragma once
+
+#include <cstdint>
+
+#include "cells/cell.h"
+
+namespace seqkern::cpu {
+
+class Barrier;
+
+// A thread's place in the team that works on one direction. The team splits either the hidden
+// units (one barrier a step) or the batch rows (none).
+struct Worker {
+  int index;
+  int count;
+  bool split_rows;
+  Barrier* barrier;
+};
+
+struct Steps {
+  const int64_t* offsets;  // [T + 1]
+  int64_t total;           // T
+  int64_t begin, end;      // the chunk
+  bool reverse;            // time runs from T - 1 to 0
+};
+
+template <typename T>
+struct ForwardArgs {
+  Steps steps;
+  int64_t H, K;
+  const T* x;          // chunk [rows, G*H], row stride ldx: W_ih x, no bias
+  int64_t ldx;
+  const T* product;    // [B, G*H] or null: W_hh h_{t-1}, ready made, for a chunk of one step
+  const T* bias;       // [G + 1, H]: what is added to x; last row: inside the last gate's product
+  const T* w_hh;       // packed [G*H, K] (pack_gates), unread where product is given
+  const T* w_hr;       // packed [K, H] (pack_gates with one gate), null without projection
+  const T* h_0;        // [B, K]
+  T* output;           // all rows [R, ldo], first K columns
+  int64_t ldo;
+  T* c;                // [B, H] running cell state, c_0 on entry; null where there is none
+  T* gates;            // chunk [rows, S*H] or null: may start where x does
+  T* cells;            // chunk [rows, H] or null: every c_t
+  T* hidden;           // [B, H] scratch with projection: h before it
+};
+
+template <typename T>
+struct BackwardArgs {
+  Steps steps;
+  int64_t H, K;
+  const T* grad_output;   // all rows [R, ldo], first K columns
+  const T* output;        // all rows [R, ldo], first K columns
+  int64_t ldo;
+  const T* grad_h_n;      // [B, K]
+  const T* gates;         // chunk [rows, S*H]
+  const T* cells;         // all rows [R, H]
+  const T* h_0;           // [B, K]
+  const T* c_0;           // [B, H]
+  const T* w_hh;          // packed [kGradRotation-rotated G*H, K] (pack_rows), null if T == 1
+  const T* w_hr;          // packed [K, H] (pack_rows), null without projection
+  T* grad_state;          // [B, H]: carried over the steps, grad of c_n on entry for the LSTM
+  T* grad_gates;          // chunk [rows, GG*H], GG = kGradGates
+  const T* grad_gates_next;  // [B, GG*H]: those of the step after the chunk, in time's direction
+  T* grad_h;              // chunk [rows, K] with projection: dLoss/dh_t; else null
+  T* hidden;              // chunk [rows, H] with projection: h before it; else null
+  T* step_grad_h;         // all rows [R, K] or null: dLoss/dh_t
+  T* step_grad_c;         // all rows [R, H] or null: dLoss/dc_t
+};
+
+template <typename T>
+struct LayerKernels {
+  void (*forward[kNumCells])(const ForwardArgs<T>&, const Worker&);
+  void (*backward[kNumCells])(const BackwardArgs<T>&, const Worker&);
+
+  // Elements of a packed matrix.
+  int64_t (*packed_gates_size)(int gates, int64_t units, int64_t k);
+  int64_t (*packed_rows_size)(int64_t k, int64_t n);
+  // w [gates*units, k] -> panels for h W^T with all gates of a unit side by side. Thread `index`
+  // of `count` packs the panels that it will read when the units are split.
+  void (*pack_gates)(const T* w, int64_t ldw, int gates, int64_t units, int64_t k, T* packed,
+                     int index, int count);
+  // w [k, n], its rows rotated so that row `first` comes first -> panels for d W.
+  void (*pack_rows)(const T* w, int64_t ldw, int64_t k, int64_t first, int64_t n, T* packed,
+                    int index, int count);
+  // Hidden units in one panel of each cell, forward: no finer split of the units exists.
+  int panel_units[kNumCells];
+};
+
+struct KernelTable {
+  int vector_bytes;
+  LayerKernels<float> f32;
+  LayerKernels<double> f64;
+};
+
+namespace DEFAULT {
+const KernelTable& table();
+}
+namespace AVX2 {
+const KernelTable& table();
+}
+namespace AVX512 {
+const KernelTable& table();
+}
+
+}  // namespace seqkern::cpu

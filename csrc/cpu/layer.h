@@ -1,0 +1,306 @@
+// The time loops: one forward, one backward, for every cell. A step is a product with packed
+// weights, tile by tile, and the cell's pointwise maths as each tile's epilogue.
+#pragma once
+
+#include "cpu/kernels.h"
+#include "cpu/parallel.h"
+#include "cpu/tile.h"
+
+namespace seqkern::cpu::SEQKERN_CAPABILITY {
+
+// Step t as seen by a direction. "before" and "after" are in the direction's own order of time.
+struct Step {
+  int64_t row;       // first row
+  int64_t rows;      // active rows
+  int64_t before;    // first row of the step before, and how many rows continue from it
+  int64_t continued;
+  int64_t after;     // the same for the step after
+  int64_t continuing;
+};
+
+SEQKERN_INLINE Step step_at(const Steps& s, int64_t t) {
+  const auto rows = [&](int64_t u) { return s.offsets[u + 1] - s.offsets[u]; };
+  const auto valid = [&](int64_t u) { return u >= 0 && u < s.total; };
+  const auto shared = [&](int64_t u) { return valid(u) ? (rows(u) < rows(t) ? rows(u) : rows(t)) : 0; };
+  const int64_t before = s.reverse ? t + 1 : t - 1, after = s.reverse ? t - 1 : t + 1;
+  return {s.offsets[t],   rows(t), valid(before) ? s.offsets[before] : 0, shared(before),
+          valid(after) ? s.offsets[after] : 0, shared(after)};
+}
+
+// Values that a tile or an array hands to an epilogue: element (row, unit vector u, gate).
+template <class T>
+struct Source {
+  const T* p;
+  int64_t row_stride, unit_stride, gate_stride;
+  SEQKERN_INLINE const T* at(int64_t row, int64_t u, int64_t gate) const {
+    return p + row * row_stride + u * unit_stride + gate * gate_stride;
+  }
+};
+
+// Calls multiply-and-epilogue for the rows [begin, end) in tiles of nearly equal height: a last
+// tile of one row would read the whole panel for it.
+template <class T, int Vectors, class Epilogue>
+SEQKERN_INLINE void for_tiles(int64_t begin, int64_t end, const T* a, int64_t lda, const T* panel,
+                              int64_t k, Epilogue&& epilogue) {
+  alignas(64) T out[kMaxRows * Vectors * Simd<T>::kLanes];
+  const int64_t n = end - begin, tiles = ceil_div(n, max_rows(Vectors));
+  for (int64_t i = 0; i < tiles; ++i) {
+    const int64_t first = begin + n * i / tiles, rows = begin + n * (i + 1) / tiles - first;
+    product_for<T, Vectors>(int(rows))(out, a + first * lda, lda, panel, k);
+    epilogue(first, rows, out);
+  }
+}
+
+// Which panels and rows a thread works on.
+struct Part {
+  const Worker& worker;
+  SEQKERN_INLINE Range panels(int64_t n) const {
+    return worker.split_rows ? Range{0, n} : share(n, worker.index, worker.count);
+  }
+  // Rows [begin, end) of a step, out of a batch of `batch` rows: a row stays with its thread.
+  SEQKERN_INLINE Range rows(int64_t batch, int64_t begin, int64_t end) const {
+    if (!worker.split_rows) return {begin, end};
+    Range mine = share(batch, worker.index, worker.count);
+    if (mine.begin < begin) mine.begin = begin;
+    if (mine.end > end) mine.end = end;
+    return mine;
+  }
+  SEQKERN_INLINE void wait() const {
+    if (!worker.split_rows) worker.barrier->wait(worker.count);
+  }
+};
+
+template <class T, bool Full>
+struct Access {
+  int64_t n;  // lanes in use, where not Full
+  SEQKERN_INLINE Vec<T> get(const T* p) const {
+    if constexpr (Full) return load<T>(p);
+    return load<T>(p, n);
+  }
+  SEQKERN_INLINE void put(T* p, Vec<T> v) const {
+    if constexpr (Full) {
+      store<T>(p, v);
+    } else {
+      store<T>(p, v, n);
+    }
+  }
+};
+
+// Calls f(unit, u, access) for each vector of units of panel p.
+template <class T, int UnitVectors, class F>
+SEQKERN_INLINE void for_unit_vectors(int64_t p, int64_t units, F&& f) {
+  constexpr int kLanes = Simd<T>::kLanes;
+  for (int64_t u = 0; u < UnitVectors; ++u) {
+    const int64_t unit = (p * UnitVectors + u) * kLanes;
+    if (units - unit >= kLanes) {
+      f(unit, u, Access<T, true>{kLanes});
+    } else if (units > unit) {
+      f(unit, u, Access<T, false>{units - unit});
+    }
+  }
+}
+
+// ---------------------------------------------------------------------------------------- forward
+
+template <class C, class T>
+void forward_epilogue(const ForwardArgs<T>& a, const Step& s, int64_t p, int64_t first,
+                      int64_t rows, const Source<T>& recurrent) {
+  using V = Vec<T>;
+  constexpr int G = C::kGates, S = C::kSaved;
+  const int64_t H = a.H, chunk_row = s.row - a.steps.offsets[a.steps.begin];
+  for_unit_vectors<T, unit_vectors(G)>(p, H, [&](int64_t unit, int64_t u, auto lanes) {
+    V bias[G + 1];
+    for (int g = 0; g <= G; ++g) bias[g] = lanes.get(a.bias + g * H + unit);
+    for (int64_t i = 0; i < rows; ++i) {
+      const int64_t r = first + i, row = chunk_row + r;
+      V x[G], q[G], saved[S > 0 ? S : 1], c{}, h_prev{}, h;
+      for (int g = 0; g < G; ++g) {
+        x[g] = lanes.get(a.x + row * a.ldx + g * H + unit) + bias[g];
+        q[g] = lanes.get(recurrent.at(i, u, g));
+      }
+      if constexpr (C::kRecurrentBias) {
+        q[G - 1] += bias[G];
+        h_prev = lanes.get((r < s.continued ? a.output + (s.before + r) * a.ldo : a.h_0 + r * a.K) + unit);
+      }
+      if constexpr (C::kHasCellState) c = lanes.get(a.c + r * H + unit);
+      C::template forward<Math<T>>(x, q, h_prev, c, saved, h);
+      if constexpr (C::kHasCellState) {
+        lanes.put(a.c + r * H + unit, c);
+        if (a.cells) lanes.put(a.cells + row * H + unit, c);
+      }
+      if constexpr (S > 0) {
+        if (a.gates) {
+          for (int k = 0; k < S; ++k) lanes.put(a.gates + row * (S * H) + k * H + unit, saved[k]);
+        }
+      }
+      T* to = a.hidden ? a.hidden + r * H : a.output + (s.row + r) * a.ldo;
+      lanes.put(to + unit, h);
+    }
+  });
+}
+
+template <class C, class T>
+void forward(const ForwardArgs<T>& a, const Worker& worker) {
+  constexpr int G = C::kGates, kVectors = panel_vectors(G), kLanes = Simd<T>::kLanes;
+  const Part part{worker};
+  const int64_t H = a.H, K = a.K, batch = a.steps.offsets[1] - a.steps.offsets[0];
+  const Range panels = part.panels(num_panels<T>(G, H));
+  for (int64_t i = a.steps.begin; i < a.steps.end; ++i) {
+    const Step s = step_at(a.steps, a.steps.reverse ? a.steps.begin + a.steps.end - 1 - i : i);
+    const Range old = part.rows(batch, 0, s.continued), fresh = part.rows(batch, s.continued, s.rows);
+    for (int64_t p = panels.begin; p < panels.end; ++p) {
+      if (a.product) {
+        const int64_t unit = p * unit_vectors(G) * kLanes;
+        const Range all = part.rows(batch, 0, s.rows);
+        if (all.begin < all.end) {
+          forward_epilogue<C>(a, s, p, all.begin, all.end - all.begin,
+                              Source<T>{a.product + all.begin * G * H + unit, G * H, kLanes, H});
+        }
+        continue;
+      }
+      const T* panel = a.w_hh + p * panel_size<T>(G, K);
+      const auto epilogue = [&](int64_t first, int64_t rows, const T* out) {
+        forward_epilogue<C>(a, s, p, first, rows, Source<T>{out, kVectors * kLanes, G * kLanes, kLanes});
+      };
+      for_tiles<T, kVectors>(old.begin, old.end, a.output + s.before * a.ldo, a.ldo, panel, K, epilogue);
+      for_tiles<T, kVectors>(fresh.begin, fresh.end, a.h_0, K, panel, K, epilogue);
+    }
+    part.wait();
+    if (a.w_hr) {
+      const Range mine = part.panels(num_panels<T>(1, K)), all = part.rows(batch, 0, s.rows);
+      for (int64_t p = mine.begin; p < mine.end; ++p) {
+        for_tiles<T, kPlainVectors>(
+            all.begin, all.end, a.hidden, H, a.w_hr + p * panel_size<T>(1, H), H,
+            [&](int64_t first, int64_t rows, const T* out) {
+              for_unit_vectors<T, kPlainVectors>(p, K, [&](int64_t unit, int64_t u, auto lanes) {
+                for (int64_t r = 0; r < rows; ++r) {
+                  lanes.put(a.output + (s.row + first + r) * a.ldo + unit,
+                            load<T>(out + (r * kPlainVectors + u) * kLanes));
+                }
+              });
+            });
+      }
+      part.wait();
+    }
+  }
+}
+
+// --------------------------------------------------------------------------------------- backward
+
+// dLoss/dh_t before a projection's transpose: recurrent part + grad_output.
+template <class T>
+void projected_grad(const BackwardArgs<T>& a, const Step& s, int64_t p, int64_t first, int64_t rows,
+                    const Source<T>& recurrent) {
+  const int64_t chunk_row = s.row - a.steps.offsets[a.steps.begin];
+  for_unit_vectors<T, kPlainVectors>(p, a.K, [&](int64_t unit, int64_t u, auto lanes) {
+    for (int64_t i = 0; i < rows; ++i) {
+      const int64_t r = first + i;
+      const Vec<T> grad_h = lanes.get(recurrent.at(i, u, 0)) +
+                            lanes.get(a.grad_output + (s.row + r) * a.ldo + unit);
+      lanes.put(a.grad_h + (chunk_row + r) * a.K + unit, grad_h);
+      if (a.step_grad_h) lanes.put(a.step_grad_h + (s.row + r) * a.K + unit, grad_h);
+    }
+  });
+}
+
+template <class C, class T>
+void backward_epilogue(const BackwardArgs<T>& a, const Step& s, int64_t p, int64_t first,
+                       int64_t rows, const Source<T>& recurrent) {
+  using V = Vec<T>;
+  constexpr int S = C::kSaved, GG = C::kGradGates;
+  const int64_t H = a.H, chunk_row = s.row - a.steps.offsets[a.steps.begin];
+  for_unit_vectors<T, kPlainVectors>(p, H, [&](int64_t unit, int64_t u, auto lanes) {
+    for (int64_t i = 0; i < rows; ++i) {
+      const int64_t r = first + i, row = chunk_row + r;
+      V saved[S > 0 ? S : 1], d[GG], c{}, c_prev{}, h_prev{}, h{}, grad_state{}, grad_c{};
+      V grad_h = lanes.get(recurrent.at(i, u, 0));
+      if (!a.w_hr) grad_h += lanes.get(a.grad_output + (s.row + r) * a.ldo + unit);
+      if constexpr (C::kHasCellState || C::kCarriesGradH) {
+        grad_state = lanes.get(a.grad_state + r * H + unit);
+      }
+      if constexpr (C::kCarriesGradH) {
+        grad_h += grad_state;
+        h_prev = lanes.get((r < s.continued ? a.output + (s.before + r) * a.ldo : a.h_0 + r * a.K) + unit);
+      }
+      if constexpr (S > 0) {
+        for (int k = 0; k < S; ++k) saved[k] = lanes.get(a.gates + row * (S * H) + k * H + unit);
+      } else {
+        h = lanes.get(a.output + (s.row + r) * a.ldo + unit);
+      }
+      if constexpr (C::kHasCellState) {
+        c = lanes.get(a.cells + (s.row + r) * H + unit);
+        c_prev = lanes.get((r < s.continued ? a.cells + (s.before + r) * H : a.c_0 + r * H) + unit);
+        if (a.hidden) lanes.put(a.hidden + row * H + unit, C::template hidden<Math<T>>(saved, c));
+      }
+      C::template backward<Math<T>>(grad_h, saved, c, c_prev, h_prev, h, grad_state, grad_c, d);
+      for (int g = 0; g < GG; ++g) lanes.put(a.grad_gates + row * (GG * H) + g * H + unit, d[g]);
+      if constexpr (C::kHasCellState || C::kCarriesGradH) {
+        lanes.put(a.grad_state + r * H + unit, grad_state);
+      }
+      if (a.step_grad_h && !a.w_hr) lanes.put(a.step_grad_h + (s.row + r) * a.K + unit, grad_h);
+      if constexpr (C::kHasCellState) {
+        if (a.step_grad_c) lanes.put(a.step_grad_c + (s.row + r) * H + unit, grad_c);
+      }
+    }
+  });
+}
+
+template <class C, class T>
+void backward(const BackwardArgs<T>& a, const Worker& worker) {
+  constexpr int kLanes = Simd<T>::kLanes;
+  const Part part{worker};
+  const Steps& steps = a.steps;
+  const int64_t H = a.H, K = a.K, batch = steps.offsets[1] - steps.offsets[0];
+  const int64_t width = C::kGradGates * H, k = C::kGates * H;
+  const Range panels = part.panels(num_panels<T>(1, K));
+  for (int64_t i = steps.begin; i < steps.end; ++i) {
+    // Against the direction's own time.
+    const int64_t t = steps.reverse ? i : steps.begin + steps.end - 1 - i;
+    const int64_t after = steps.reverse ? t - 1 : t + 1;
+    const Step s = step_at(steps, t);
+    const bool in_chunk = after >= steps.begin && after < steps.end;
+    const T* next = in_chunk ? a.grad_gates + (s.after - steps.offsets[steps.begin]) * width
+                             : a.grad_gates_next;
+    const Range going_on = part.rows(batch, 0, s.continuing);
+    const Range ending = part.rows(batch, s.continuing, s.rows);
+
+    // The recurrent part of dLoss/dh_t, handed to `epilogue` tile by tile.
+    const auto recurrent = [&](auto epilogue) {
+      for (int64_t p = panels.begin; p < panels.end; ++p) {
+        if (going_on.begin < going_on.end) {
+          for_tiles<T, kPlainVectors>(going_on.begin, going_on.end, next, width,
+                                      a.w_hh + p * panel_size<T>(1, k), k,
+                                      [&](int64_t first, int64_t rows, const T* out) {
+                                        epilogue(a, s, p, first, rows,
+                                                 Source<T>{out, kPlainVectors * kLanes, kLanes, 0});
+                                      });
+        }
+        if (ending.begin < ending.end) {
+          epilogue(a, s, p, ending.begin, ending.end - ending.begin,
+                   Source<T>{a.grad_h_n + ending.begin * K + p * kPlainVectors * kLanes, K, kLanes, 0});
+        }
+      }
+    };
+
+    if (!a.w_hr) {
+      recurrent(backward_epilogue<C, T>);
+    } else {
+      recurrent(projected_grad<T>);
+      part.wait();
+      const Range mine = part.panels(num_panels<T>(1, H)), all = part.rows(batch, 0, s.rows);
+      const T* grad_h = a.grad_h + (s.row - steps.offsets[steps.begin]) * K;
+      for (int64_t p = mine.begin; p < mine.end; ++p) {
+        for_tiles<T, kPlainVectors>(all.begin, all.end, grad_h, K,
+                                    a.w_hr + p * panel_size<T>(1, K), K,
+                                    [&](int64_t first, int64_t rows, const T* out) {
+                                      backward_epilogue<C>(
+                                          a, s, p, first, rows,
+                                          Source<T>{out, kPlainVectors * kLanes, kLanes, 0});
+                                    });
+      }
+    }
+    part.wait();
+  }
+}
+
+}  // namespace seqkern::cpu::SEQKERN_CAPABILITY

@@ -1,0 +1,47 @@
+// Parallel regions and the barrier inside them.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+
+namespace seqkern::cpu {
+
+// Generation barrier. It spins for a few microseconds, as steps are short, and then yields, so
+// that with more threads than free cores it slows down instead of stalling.
+class Barrier {
+ public:
+  // Returns once `count` threads have called it.
+  void wait(int count);
+
+ private:
+  alignas(64) std::atomic<int> arrived_{0};
+  alignas(64) std::atomic<uint32_t> generation_{0};
+};
+
+// Calls body(context, index, count) on up to `threads` OpenMP threads; count is how many the
+// region really got. Runs on the calling thread alone inside another parallel region and in a
+// forked child, where the OpenMP runtime's threads are gone and waiting for them would hang.
+void parallel(int threads, void (*body)(void* context, int index, int count), void* context);
+
+template <typename F>
+void parallel(int threads, F&& body) {
+  parallel(
+      threads,
+      [](void* context, int index, int count) { (*static_cast<F*>(context))(index, count); },
+      &body);
+}
+
+// Whether this process was forked from one that had loaded seqkern.
+bool forked();
+
+// Keeps every OpenMP region of this thread (the GEMMs' too) on one thread in a forked child.
+class ForkGuard {
+ public:
+  ForkGuard();
+  ~ForkGuard();
+
+ private:
+  int restore_ = 0;
+};
+
+}  // namespace seqkern::cpu

@@ -1,0 +1,48 @@
+#include "cpu/plan.h"
+
+#include <algorithm>
+
+namespace seqkern::cpu {
+
+namespace {
+
+// A step's share of a thread below this many flops takes less time than the barrier after it.
+constexpr int64_t kMinStepFlops = 32 * 1024;
+
+// What a chunk's activations may take so that they are still in cache when its steps read them.
+constexpr int64_t kChunkBytes = 1 << 20;
+
+// By how much the busiest of m threads exceeds the mean when n things are dealt to them.
+double imbalance(int64_t n, int64_t m) { return double((n + m - 1) / m * m) / double(n); }
+
+}  // namespace
+
+Plan make_plan(const Problem& p, int available_threads) {
+  Plan plan;
+  const int64_t step_flops = 2 * p.B * p.gates * p.H * p.K;
+  const int64_t panels = (p.H + p.panel_units - 1) / p.panel_units;
+  const int64_t team = std::max<int64_t>(available_threads / p.directions, 1);
+  const int64_t useful = std::clamp<int64_t>(step_flops / kMinStepFlops, 1, team);
+  // Splitting the units reads each weight once over the cores and so is the rule. The batch is
+  // split where whole panels cannot be dealt evenly and there are rows enough for a tile each.
+  const int64_t by_units = std::min(useful, panels);
+  plan.split_rows = !p.ragged && useful > 1 && p.B >= 4 * useful &&
+                    imbalance(panels, useful) > 1.2 * imbalance(p.B, useful);
+  const int64_t each = plan.split_rows ? useful : by_units;
+  plan.threads = int(std::min<int64_t>(each * p.directions, available_threads));
+  plan.chunk_rows = std::max(kChunkBytes / std::max<int64_t>(p.gates * p.H * p.element_size, 1),
+                             p.min_chunk_rows);
+  return plan;
+}
+
+std::vector<int64_t> chunk_steps(const std::vector<int64_t>& offsets, int64_t chunk_rows) {
+  std::vector<int64_t> bounds{0};
+  const int64_t T = int64_t(offsets.size()) - 1;
+  for (int64_t t = 1; t <= T; ++t) {
+    const bool full = t == T || offsets[t + 1] - offsets[bounds.back()] > chunk_rows;
+    if (full) bounds.push_back(t);
+  }
+  return bounds;
+}
+
+}  // namespace seqkern::cpu

@@ -1,0 +1,30 @@
+// How a layer is split over threads and time: a pure function of sizes.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace seqkern::cpu {
+
+struct Problem {
+  int64_t T, B, H, K;   // B: rows of the first step
+  int gates;            // columns of a row's activations or gradients, in units of H
+  int directions;
+  bool ragged;          // steps have different numbers of rows
+  int panel_units;      // hidden units in one panel of packed weights
+  int element_size;     // bytes of the arithmetic's type
+  int64_t min_chunk_rows;  // fewest rows worth a product of their own outside the time loop
+};
+
+struct Plan {
+  int threads;         // wanted of the region; directions take turns on one thread
+  bool split_rows;     // a direction's team splits the batch (no barrier) or the hidden units
+  int64_t chunk_rows;  // rows of a chunk, at least one step
+};
+
+Plan make_plan(const Problem& problem, int available_threads);
+
+// The boundaries 0 = t_0 < t_1 < ... < T of chunks with about chunk_rows rows each.
+std::vector<int64_t> chunk_steps(const std::vector<int64_t>& offsets, int64_t chunk_rows);
+
+}  // namespace seqkern::cpu

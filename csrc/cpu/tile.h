@@ -1,0 +1,162 @@
+// Packed weights and the register tile that multiplies with them.
+//
+// A panel holds `vectors` SIMD vectors of columns for every k: [k][vectors][lanes], one stream of
+// memory. For forward products the vectors of a panel are [units/lanes][gates], so that one tile
+// ends up with all gates of the same units; for plain products they are adjacent columns.
+#pragma once
+
+#include "cpu/vec.h"
+
+namespace seqkern::cpu::SEQKERN_CAPABILITY {
+
+// Vectors of units in a panel, by gates per unit: a tile wants at least two vectors a row, or it
+// loads more than it multiplies.
+constexpr int unit_vectors(int gates) { return gates == 1 ? 2 : 1; }
+constexpr int panel_vectors(int gates) { return gates * unit_vectors(gates); }
+inline constexpr int kPlainVectors = panel_vectors(1);
+inline constexpr int kMaxVectors = 4;
+
+// Rows of a tile at most. Accumulators, the panel's vectors and a broadcast share the registers:
+// 32 with AVX-512, 16 else.
+constexpr int max_rows(int vectors) {
+  if (kVectorBytes == 64) return vectors == 4 ? 6 : 8;
+  return vectors == 4 ? 3 : vectors == 3 ? 4 : 6;
+}
+inline constexpr int kMaxRows = 8;
+
+// Few rows make few accumulators: several sets over k hide the latency of the FMA.
+constexpr int k_sets(int rows, int vectors) {
+  const int chains = rows * vectors;
+  return chains >= 8 ? 1 : chains >= 4 ? 2 : 4;
+}
+
+// out [Rows, Vectors*lanes] = a [Rows, k] (row stride lda) x panel
+template <class T, int Rows, int Vectors>
+void product(T* out, const T* a, int64_t lda, const T* panel, int64_t k) {
+  using V = Vec<T>;
+  constexpr int kLanes = Simd<T>::kLanes;
+  constexpr int kSets = k_sets(Rows, Vectors);
+  V sum[kSets][Rows][Vectors] = {};
+  const auto multiply = [&](int set, int64_t i) __attribute__((always_inline)) {
+    const T* w = panel + i * (Vectors * kLanes);
+    V weight[Vectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) weight[v] = load<T>(w + v * kLanes);
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) {
+      const V x = broadcast<T>(a[r * lda + i]);
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) sum[set][r][v] += x * weight[v];
+    }
+  };
+  int64_t i = 0;
+  for (; i + kSets <= k; i += kSets) {
+#pragma GCC unroll 4
+    for (int set = 0; set < kSets; ++set) multiply(set, i + set);
+  }
+  if constexpr (kSets > 1) {
+    for (; i < k; ++i) multiply(0, i);
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) {
+      V total = sum[0][r][v];
+#pragma GCC unroll 4
+      for (int set = 1; set < kSets; ++set) total += sum[set][r][v];
+      store<T>(out + (r * Vectors + v) * kLanes, total);
+    }
+  }
+}
+
+template <class T>
+using Product = void (*)(T*, const T*, int64_t, const T*, int64_t);
+
+// product<T, rows, Vectors> for rows in [1, max_rows(Vectors)]
+template <class T, int Vectors, int Rows = max_rows(Vectors)>
+SEQKERN_INLINE Product<T> product_for(int rows) {
+  if constexpr (Rows == 1) {
+    return product<T, 1, Vectors>;
+  } else {
+    return rows == Rows ? product<T, Rows, Vectors> : product_for<T, Vectors, Rows - 1>(rows);
+  }
+}
+
+struct Range {
+  int64_t begin, end;
+};
+
+SEQKERN_INLINE Range share(int64_t n, int index, int count) {
+  return {n * index / count, n * (index + 1) / count};
+}
+
+SEQKERN_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+template <class T>
+SEQKERN_INLINE int64_t num_panels(int gates, int64_t units) {
+  return ceil_div(units, unit_vectors(gates) * Simd<T>::kLanes);
+}
+
+template <class T>
+SEQKERN_INLINE int64_t panel_size(int gates, int64_t k) {
+  return k * panel_vectors(gates) * Simd<T>::kLanes;
+}
+
+template <class T>
+void pack_gates(const T* w, int64_t ldw, int gates, int64_t units, int64_t k, T* packed, int index,
+                int count) {
+  constexpr int kLanes = Simd<T>::kLanes;
+  // k in blocks, so that the block's destination stays in the first cache while the weights are
+  // read along their rows.
+  constexpr int64_t kBlock = 16;
+  const int vectors = panel_vectors(gates);
+  const int64_t width = vectors * kLanes;
+  const Range mine = share(num_panels<T>(gates, units), index, count);
+  for (int64_t p = mine.begin; p < mine.end; ++p) {
+    T* panel = packed + p * panel_size<T>(gates, k);
+    for (int64_t k0 = 0; k0 < k; k0 += kBlock) {
+      const int64_t n = k - k0 < kBlock ? k - k0 : kBlock;
+      for (int v = 0; v < vectors; ++v) {
+        const int64_t gate = v % gates, first = (p * (vectors / gates) + v / gates) * kLanes;
+        for (int lane = 0; lane < kLanes; ++lane) {
+          T* to = panel + k0 * width + v * kLanes + lane;
+          if (first + lane < units) {
+            const T* from = w + (gate * units + first + lane) * ldw + k0;
+            for (int64_t i = 0; i < n; ++i) to[i * width] = from[i];
+          } else {
+            for (int64_t i = 0; i < n; ++i) to[i * width] = 0;
+          }
+        }
+      }
+    }
+  }
+}
+
+template <class T>
+void pack_rows(const T* w, int64_t ldw, int64_t k, int64_t first, int64_t n, T* packed, int index,
+               int count) {
+  constexpr int64_t kWidth = kPlainVectors * Simd<T>::kLanes;
+  const Range mine = share(num_panels<T>(1, n), index, count);
+  for (int64_t p = mine.begin; p < mine.end; ++p) {
+    T* to = packed + p * panel_size<T>(1, k);
+    const int64_t columns = n - p * kWidth < kWidth ? n - p * kWidth : kWidth;
+    for (int64_t i = 0; i < k; ++i, to += kWidth) {
+      const int64_t row = i + first < k ? i + first : i + first - k;
+      const T* from = w + row * ldw + p * kWidth;
+      for (int64_t j = 0; j < columns; ++j) to[j] = from[j];
+      for (int64_t j = columns; j < kWidth; ++j) to[j] = 0;
+    }
+  }
+}
+
+template <class T>
+int64_t packed_gates_size(int gates, int64_t units, int64_t k) {
+  return num_panels<T>(gates, units) * panel_size<T>(gates, k);
+}
+
+template <class T>
+int64_t packed_rows_size(int64_t k, int64_t n) {
+  return num_panels<T>(1, n) * panel_size<T>(1, k);
+}
+
+}  // namespace seqkern::cpu::SEQKERN_CAPABILITY

@@ -1,0 +1,168 @@
+// Native SIMD vectors of the capability this file is compiled for, and the functions the cells
+// need on them. GCC's and Clang's vector extensions instead of intrinsics: one source for every
+// level, FMA by contraction (-ffp-contract=fast), accumulators that stay in registers.
+//
+// Contracts (swept by tests/cpp/test_vec.cpp, every level):
+//   function   valid for            maximum error, float / double
+//   exp        all of IEEE          3 ulp / 3 ulp where the result is normal; below that 0, and
+//                                   from 88.38 (709.44) on inf
+//   sigmoid    all of IEEE          4 ulp / 4 ulp where the result is normal
+//   tanh       all of IEEE          4 ulp / 4 ulp
+// NaN gives NaN.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#ifndef SEQKERN_CAPABILITY
+#error "compile with -DSEQKERN_CAPABILITY=DEFAULT, AVX2 or AVX512"
+#endif
+
+#define SEQKERN_INLINE inline __attribute__((always_inline))
+
+namespace seqkern::cpu::SEQKERN_CAPABILITY {
+
+#if defined(__AVX512F__)
+inline constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+inline constexpr int kVectorBytes = 32;
+#else
+inline constexpr int kVectorBytes = 16;
+#endif
+
+template <class T>
+struct Simd;
+
+template <>
+struct Simd<float> {
+  static constexpr int kLanes = kVectorBytes / 4;
+  typedef float V __attribute__((vector_size(kVectorBytes)));
+  typedef uint32_t U __attribute__((vector_size(kVectorBytes)));
+  static constexpr float kLog2e = 1.44269504088896341f;
+  static constexpr float kLn2Hi = 6.93145751953125e-1f, kLn2Lo = 1.42860682030941723e-6f;
+  // 1.5 * 2^23: adding it leaves round(x) in the low bits.
+  static constexpr float kRound = 12582912.f;
+  static constexpr int kMantissa = 23;
+  static constexpr uint32_t kOneBits = 0x3f800000u;
+  // n = round(x / ln 2) from -127 (scale 0) to 128 (scale inf).
+  static constexpr float kExpMin = -88.f, kExpMax = 89.f;
+  static constexpr float kTanhMax = 9.1f;  // tanh rounds to 1 from 9.02 on
+  // (e^r - 1 - r) / r^2 on |r| <= ln(2)/2, interpolated at Chebyshev nodes: 2.5e-8 of e^r - 1.
+  static constexpr int kDegree = 4;
+  static constexpr float kPoly[kDegree + 1] = {0.5f, 0.166665763f, 0.0416665561f, 0.00836320315f,
+                                               0.00139262131f};
+};
+
+template <>
+struct Simd<double> {
+  static constexpr int kLanes = kVectorBytes / 8;
+  typedef double V __attribute__((vector_size(kVectorBytes)));
+  typedef uint64_t U __attribute__((vector_size(kVectorBytes)));
+  static constexpr double kLog2e = 1.44269504088896340736;
+  static constexpr double kLn2Hi = 6.93147180369123816490e-1, kLn2Lo = 1.90821492927058770002e-10;
+  static constexpr double kRound = 6755399441055744.0;
+  static constexpr int kMantissa = 52;
+  static constexpr uint64_t kOneBits = 0x3ff0000000000000ull;
+  static constexpr double kExpMin = -709.0, kExpMax = 709.8;
+  static constexpr double kTanhMax = 19.1;
+  // As above: 5.5e-19 of e^r - 1.
+  static constexpr int kDegree = 10;
+  static constexpr double kPoly[kDegree + 1] = {
+      0.5,
+      0.16666666666666671,
+      0.041666666666666671,
+      0.0083333333333261116,
+      0.0013888888888883731,
+      0.00019841269874901259,
+      2.4801587325605324e-05,
+      2.7557255297969643e-06,
+      2.755727357010214e-07,
+      2.5105259538448494e-08,
+      2.0914717341716378e-09,
+  };
+};
+
+template <class T>
+using Vec = typename Simd<T>::V;
+
+template <class T>
+SEQKERN_INLINE Vec<T> load(const T* p) {
+  Vec<T> v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+template <class T>
+SEQKERN_INLINE void store(T* p, Vec<T> v) {
+  std::memcpy(p, &v, sizeof v);
+}
+
+// x - 0 is x for every x, -0 included, so that no addition is left of it.
+template <class T>
+SEQKERN_INLINE Vec<T> broadcast(T x) {
+  return x - Vec<T>{};
+}
+
+// The first n lanes; the others are zero.
+template <class T>
+SEQKERN_INLINE Vec<T> load(const T* p, int64_t n) {
+  alignas(kVectorBytes) T lanes[Simd<T>::kLanes] = {};
+  for (int64_t i = 0; i < n; ++i) lanes[i] = p[i];
+  return load<T>(lanes);
+}
+
+template <class T>
+SEQKERN_INLINE void store(T* p, Vec<T> v, int64_t n) {
+  alignas(kVectorBytes) T lanes[Simd<T>::kLanes];
+  store<T>(lanes, v);
+  for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
+}
+
+template <class T>
+struct Math {
+  using S = Simd<T>;
+  using V = typename S::V;
+  using U = typename S::U;
+
+  struct Reduced {
+    V expm1;  // e^r - 1
+    V scale;  // 2^n
+  };
+
+  // e^x = 2^n e^r with |r| <= ln(2)/2, for x within [kExpMin, kExpMax] or NaN.
+  static SEQKERN_INLINE Reduced reduce(V x) {
+    const V shifted = x * S::kLog2e + S::kRound;
+    const V n = shifted - S::kRound;
+    const V r = (x - n * S::kLn2Hi) - n * S::kLn2Lo;
+    V q = broadcast<T>(S::kPoly[S::kDegree]);
+#pragma GCC unroll 16
+    for (int i = S::kDegree - 1; i >= 0; --i) q = q * r + S::kPoly[i];
+    // The low bits of `shifted` are n in two's complement; its high bits leave by the shift.
+    const U bits = ((U)shifted << S::kMantissa) + S::kOneBits;
+    return {r + (r * r) * q, (V)bits};
+  }
+
+  // Comparisons are written so that NaN stays.
+  static SEQKERN_INLINE V clamp(V x, T lo, T hi) {
+    const V l = broadcast<T>(lo), h = broadcast<T>(hi);
+    x = x < l ? l : x;
+    return x > h ? h : x;
+  }
+
+  static SEQKERN_INLINE V exp(V x) {
+    const Reduced e = reduce(clamp(x, S::kExpMin, S::kExpMax));
+    return (e.expm1 + 1) * e.scale;
+  }
+
+  static SEQKERN_INLINE V sigmoid(V x) { return 1 / (1 + exp(-x)); }
+
+  // With m = e^{2x} - 1, which keeps its relative accuracy near 0: tanh x = m / (m + 2).
+  static SEQKERN_INLINE V tanh(V x) {
+    const V y = clamp(x, -S::kTanhMax, S::kTanhMax);
+    const Reduced e = reduce(y + y);
+    const V m = e.scale * e.expm1 + (e.scale - 1);
+    return m / (m + 2);
+  }
+};
+
+}  // namespace seqkern::cpu::SEQKERN_CAPABILITY

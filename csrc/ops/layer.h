@@ -1,0 +1,51 @@
+// Arguments of the layer operators, checked and taken apart.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <vector>
+
+#include "cells/cell.h"
+
+namespace seqkern::ops {
+
+// What ops must know of a cell without its maths; from csrc/cells by cell_info().
+struct CellInfo {
+  const char* name;
+  int gates, saved, grad_gates, grad_input_offset, grad_rotation;
+  bool has_cell_state, carries_grad_h;
+};
+const CellInfo& cell_info(Cell cell);
+
+struct Direction {
+  at::Tensor w_ih;  // [G*H, I]
+  at::Tensor w_hh;  // [G*H, K]
+  at::Tensor b_ih;  // [G*H] or undefined
+  at::Tensor b_hh;  // [G*H] or undefined
+  at::Tensor w_hr;  // [P, H] or undefined
+};
+
+struct Layer {
+  Cell cell;
+  const CellInfo& info;
+  int64_t T, B, R, I, H, K, D;
+  bool ragged, bias, projection;
+  std::vector<int64_t> offsets;  // [T + 1]
+  std::vector<Direction> directions;
+
+  int64_t rows(int64_t t) const { return offsets[t + 1] - offsets[t]; }
+  // [T, B, width] or, ragged, [R, width]
+  std::vector<int64_t> sequence_sizes(int64_t width) const;
+};
+
+// Throws, naming the argument, what was expected and what came.
+Layer check_layer(Cell cell, const at::Tensor& input, const std::optional<at::Tensor>& batch_sizes,
+                  const at::Tensor& h_0, const std::optional<at::Tensor>& c_0,
+                  at::TensorList params);
+
+// `tensor` must have `sizes`, whose meaning is `shape`, and the dtype and device of `like`.
+void check_tensor(const Layer& layer, const char* name, const at::Tensor& tensor, const char* shape,
+                  at::IntArrayRef sizes, const at::Tensor& like);
+
+}  // namespace seqkern::ops

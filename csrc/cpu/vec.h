@@ -4,10 +4,10 @@
 //
 // Contracts (swept by tests/cpp/test_vec.cpp, every level):
 //   function   valid for            maximum error, float / double
-//   exp        all of IEEE          3 ulp / 3 ulp where the result is normal; below that 0, and
+//   exp        all of IEEE          2 ulp / 2 ulp where the result is normal; below that 0, and
 //                                   from 88.38 (709.44) on inf
-//   sigmoid    all of IEEE          4 ulp / 4 ulp where the result is normal
-//   tanh       all of IEEE          4 ulp / 4 ulp
+//   sigmoid    all of IEEE          3 ulp / 3 ulp where the result is normal
+//   tanh       all of IEEE          3 ulp / 3 ulp
 // NaN gives NaN.
 #pragma once
 

@@ -1,4 +1,6 @@
-"""Runs CMakeLists.txt with Ninja and puts seqkern._C beside the package. Metadata is in pyproject.toml.
+"""Runs CMakeLists.txt with Ninja and puts seqkern._C into the package.
+
+Metadata is in pyproject.toml.
 
 Environment:
   SEQKERN_CUDA          auto (default), on or off
@@ -35,8 +37,8 @@ def import_torch():
         import torch
     except ImportError as error:
         fail(
-            f"building needs PyTorch in this environment ({error}): first `pip install torch`, then "
-            "install seqkern with `pip install --no-build-isolation`."
+            f"building needs PyTorch in this environment ({error}): `pip install torch` first, then "
+            "install seqkern with --no-build-isolation."
         )
     return torch
 
@@ -45,13 +47,13 @@ def find_compiler() -> str:
     wanted = os.environ.get("CXX")
     if wanted:
         if shutil.which(wanted.split()[0]) is None:
-            fail(f"CXX names the compiler '{wanted}', which is not on the PATH: correct or unset CXX.")
+            fail(f"CXX names the compiler '{wanted}', which is not there: correct or unset CXX.")
         return wanted
-    for compiler in ("c++", "g++", "clang++"):
+    for compiler in ("g++", "c++"):
         if shutil.which(compiler):
             return compiler
     fail(
-        "building needs a C++20 compiler and found none of c++, g++, clang++: install one "
+        "building needs a C++20 compiler and found neither g++ nor c++: install one "
         "(Debian and Ubuntu: `apt-get install g++`) or name it in CXX."
     )
 

@@ -1,21 +1,11 @@
 #include "cpu/capability.h"
 
 #include <atomic>
-#include <cstdlib>
 #include <stdexcept>
 
-namespace seqkern::cpu {
+#include "cpu/kernels.h"
 
-// One accessor per capability, defined by that capability's object of kernels.cpp.
-namespace DEFAULT {
-const KernelTable& table();
-}
-namespace AVX2 {
-const KernelTable& table();
-}
-namespace AVX512 {
-const KernelTable& table();
-}
+namespace seqkern::cpu {
 
 namespace {
 
@@ -41,12 +31,13 @@ bool is_compiled(Capability capability) {
   return false;
 }
 
-// All that the flags of that level in CMakeLists.txt let the compiler use. __builtin_cpu_supports also asks the
-// operating system whether it saves the wider registers.
+// All that the flags of that level in CMakeLists.txt let the compiler use. __builtin_cpu_supports
+// also asks the operating system whether it saves the wider registers.
 bool machine_has(Capability capability) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("f16c");
   switch (capability) {
     case Capability::Default:
       return true;
@@ -62,7 +53,9 @@ bool machine_has(Capability capability) {
 #endif
 }
 
-bool is_supported(Capability capability) { return is_compiled(capability) && machine_has(capability); }
+bool is_supported(Capability capability) {
+  return is_compiled(capability) && machine_has(capability);
+}
 
 template <class Predicate>
 std::vector<std::string> names_where(Predicate predicate) {
@@ -86,20 +79,6 @@ std::atomic<Capability>& in_use() {
   return capability;
 }
 
-// `what` is how the caller knows the argument.
-void set_current(const std::string& what, const std::string& wanted) {
-  for (Capability capability : kAll) {
-    if (wanted == name(capability) && is_supported(capability)) {
-      in_use().store(capability, std::memory_order_relaxed);
-      return;
-    }
-  }
-  std::string levels;
-  for (const std::string& level : supported()) levels += (levels.empty() ? "" : ", ") + level;
-  throw std::runtime_error(what + " must be one of the levels that this build and this machine have (" + levels + "), got '" +
-                           wanted + "'");
-}
-
 }  // namespace
 
 const char* name(Capability capability) {
@@ -120,14 +99,20 @@ std::vector<std::string> supported() { return names_where(is_supported); }
 
 Capability current() { return in_use().load(std::memory_order_relaxed); }
 
-void set_current(const std::string& capability) { set_current("capability", capability); }
-
-void set_current_from_environment() {
-  const char* wanted = std::getenv("SEQKERN_CPU_CAPABILITY");
-  if (wanted != nullptr && *wanted != '\0') set_current("SEQKERN_CPU_CAPABILITY", wanted);
+void set_current(const std::string& wanted) {
+  for (Capability capability : kAll) {
+    if (wanted == name(capability) && is_supported(capability)) {
+      in_use().store(capability, std::memory_order_relaxed);
+      return;
+    }
+  }
+  std::string levels;
+  for (const std::string& level : supported()) levels += (levels.empty() ? "" : ", ") + level;
+  throw std::runtime_error(
+      "CPU capability must be one of those that this build and this machine have (" + levels +
+      "), got '" + wanted + "'");
 }
 
-#ifdef SEQKERN_HAVE_KERNELS
 const KernelTable& kernels() {
   switch (current()) {
 #ifdef SEQKERN_COMPILED_AVX512
@@ -142,6 +127,5 @@ const KernelTable& kernels() {
       return DEFAULT::table();
   }
 }
-#endif
 
 }  // namespace seqkern::cpu

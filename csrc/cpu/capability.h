@@ -6,7 +6,8 @@
 
 namespace seqkern::cpu {
 
-// In rising order. A level's name in code and flags is its lower case to users: "default", "avx2", "avx512".
+// In rising order. A level's name in code and flags is its lower case to users: "default", "avx2",
+// "avx512".
 enum class Capability { Default, AVX2, AVX512 };
 
 struct KernelTable;  // csrc/cpu/kernels.h
@@ -17,16 +18,13 @@ const char* name(Capability capability);
 std::vector<std::string> compiled();
 std::vector<std::string> supported();
 
-// The level in use: the highest supported one until set_current chooses another. Reading and setting are atomic; a layer
-// that is running keeps the level that it started with.
+// The level in use: the highest supported one until set_current chooses another. Reading and
+// setting are atomic; a layer that is running keeps the level that it started with.
 Capability current();
 
-// Throws std::runtime_error, naming the argument and what there is, for a level that is unknown, not compiled or not
-// supported here.
-void set_current(const std::string& capability);
-
-// Reads SEQKERN_CPU_CAPABILITY; throws as set_current does. Called once, when the extension is imported.
-void set_current_from_environment();
+// Throws std::runtime_error, which lists what there is, for a level that is unknown, not compiled
+// or not supported here.
+void set_current(const std::string& wanted);
 
 // The kernels of the level in use.
 const KernelTable& kernels();

@@ -1,0 +1,23 @@
+"""Runs the programs of tests/cpp, each compiled for each SIMD level."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import seqkern
+from seqkern import _build_info
+
+SOURCES = sorted((Path(__file__).parent / "cpp").glob("*.cpp"))
+
+
+@pytest.mark.parametrize("level", ["default", "avx2", "avx512"])
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_cpp(source, level):
+    if level not in seqkern.cpu_capabilities():
+        pytest.skip(f"this machine or build has no level {level}")
+    program = Path(_build_info.BUILD_DIR) / "cpp_tests" / f"{source.stem}-{level}"
+    if not _build_info.BUILD_DIR or not program.exists():
+        pytest.skip("the C++ tests are not built: install with SEQKERN_BUILD_TESTS=1")
+    result = subprocess.run([program], capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]

@@ -52,15 +52,4 @@ void parallel(int threads, void (*body)(void*, int, int), void* context) {
   body(context, omp_get_thread_num(), omp_get_num_threads());
 }
 
-ForkGuard::ForkGuard() {
-  if (forked() && omp_get_max_threads() > 1) {
-    restore_ = omp_get_max_threads();
-    omp_set_num_threads(1);
-  }
-}
-
-ForkGuard::~ForkGuard() {
-  if (restore_ != 0) omp_set_num_threads(restore_);
-}
-
 }  // namespace seqkern::cpu

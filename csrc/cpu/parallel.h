@@ -34,14 +34,4 @@ void parallel(int threads, F&& body) {
 // Whether this process was forked from one that had loaded seqkern.
 bool forked();
 
-// Keeps every OpenMP region of this thread (the GEMMs' too) on one thread in a forked child.
-class ForkGuard {
- public:
-  ForkGuard();
-  ~ForkGuard();
-
- private:
-  int restore_ = 0;
-};
-
 }  // namespace seqkern::cpu

@@ -22,6 +22,22 @@ constexpr int64_t kForwardChunkRows = 64;
 // Backward's products add to the weight gradients once a chunk: read and written each time.
 constexpr int64_t kBackwardChunkRows = 256;
 
+// Keeps the matrix products on one thread in a forked child, as cpu::parallel keeps the kernels:
+// the BLAS has a thread count of its own, and the threads of the OpenMP runtime did not survive.
+class ForkGuard {
+ public:
+  ForkGuard() : threads_(cpu::forked() ? at::get_num_threads() : 1) {
+    if (threads_ > 1) at::set_num_threads(1);
+  }
+  ~ForkGuard() {
+    if (threads_ > 1) at::set_num_threads(threads_);
+  }
+  ForkGuard(const ForkGuard&) = delete;
+
+ private:
+  int threads_;
+};
+
 template <typename T>
 const cpu::LayerKernels<T>& kernels_for(const cpu::KernelTable& table) {
   if constexpr (std::is_same_v<T, float>) {
@@ -51,7 +67,7 @@ struct Run {
   at::TensorOptions storage, compute;
   cpu::Plan plan;
   std::vector<int64_t> bounds;  // of the chunks
-  cpu::ForkGuard guard;
+  ForkGuard guard;
 
   Run(const Layer& layer, const at::TensorOptions& options, int width, int panel_units,
       int64_t min_chunk_rows)

@@ -1,0 +1,1 @@
+"""Speed of seqkern beside its peers: `python -m benchmarks --help`."""

@@ -1,0 +1,91 @@
+"""python -m benchmarks [run | list | report | compare]; without a command: run."""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+from .cases import GRIDS, grid
+
+DEFAULT_GRID = "first"
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def positive(kind):
+    def convert(text: str):
+        value = kind(text)
+        if not value > 0:
+            raise ValueError
+        return value
+
+    convert.__name__ = f"positive {kind.__name__}"
+    return convert
+
+
+def parser() -> argparse.ArgumentParser:
+    main = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    commands = main.add_subparsers(dest="command", required=True)
+
+    def grid_options(command):
+        command.add_argument("--grid", choices=GRIDS, default=DEFAULT_GRID)
+        command.add_argument(
+            "--threads", nargs="+", type=positive(int), default=[2], help="default: 2"
+        )
+        command.add_argument(
+            "--only", type=re.compile, metavar="REGEX", help="cases whose name matches"
+        )
+
+    run = commands.add_parser("run", help="time a grid of cases (the default command)")
+    grid_options(run)
+    run.add_argument(
+        "--seconds", type=positive(float), default=2.0, help="of timing for each case; default: 2"
+    )
+    run.add_argument("--output", type=Path, help="default: benchmarks/results/GRID.json")
+    run.add_argument("--resume", action="store_true", help="keep what the output file has")
+    run.add_argument("--no-memory", action="store_true", help="leave out memory of training steps")
+
+    grid_options(commands.add_parser("list", help="name the cases of a grid"))
+
+    report = commands.add_parser("report", help="a Markdown table and PNG plots of results")
+    report.add_argument("results", type=Path, nargs="+", metavar="JSON")
+    report.add_argument("--output", type=Path, default=RESULTS, metavar="FOLDER")
+
+    compare = commands.add_parser("compare", help="what got faster and slower from A to B")
+    compare.add_argument("a", type=Path, metavar="A.json")
+    compare.add_argument("b", type=Path, metavar="B.json")
+    return main
+
+
+def main(arguments: list[str]) -> int:
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
+        arguments = ["run", *arguments]
+    options = parser().parse_args(arguments)
+    if options.command in ("run", "list"):
+        cases = grid(options.grid, options.threads)
+        if options.only:
+            cases = [case for case in cases if options.only.search(case.name)]
+        if not cases:
+            raise SystemExit(f"no case of grid {options.grid} matches {options.only.pattern!r}")
+    if options.command == "list":
+        print(*(case.name for case in cases), sep="\n")
+        return 0
+    if options.command == "compare":
+        from .compare import compare
+
+        return compare(options.a, options.b)
+    if options.command == "report":
+        from .report import report
+
+        return report(options.results, options.output)
+    from .run import run
+
+    output = options.output or RESULTS / f"{options.grid}.json"
+    try:
+        return run(cases, output, options.seconds, options.resume, not options.no_memory)
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; go on with --resume (finished cases are in {output})")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

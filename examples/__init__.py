@@ -1,0 +1,1 @@
+"""Programs that show seqkern at work: `python -m examples.next_word --help`."""

@@ -5,8 +5,9 @@
 //   x[G]      input product plus the biases that are added outside any product,
 //   r[G]      recurrent product W_hh h_{t-1} (plus the biases inside it, see kRecurrentBias),
 //   state     what is carried from step to step beside h (the LSTM's c; unused otherwise),
-// and gets back h and the S values backward needs. M supplies exp-based functions:
-// M::sigmoid, M::tanh.
+// and gets h in two strides: activate makes the S values that backward needs (saved, or made again
+// from x and r), combine makes h of them and moves the state on. backward takes dLoss/dh_t back to
+// the gates' pre-activations. M supplies the functions M::sigmoid and M::tanh.
 #pragma once
 
 #if defined(__CUDACC__)

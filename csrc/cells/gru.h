@@ -23,16 +23,17 @@ struct Gru {
   static constexpr int kGradRotation = 2;
 
   template <class M, class V>
-  static SEQKERN_CELL void forward(const V (&x)[3], const V (&r)[3], V h_prev, V& /*state*/,
-                                   V (&saved)[4], V& h) {
-    const V reset = M::sigmoid(x[0] + r[0]);
-    const V z = M::sigmoid(x[1] + r[1]);
-    const V n = M::tanh(x[2] + reset * r[2]);
-    h = n + z * (h_prev - n);
-    saved[0] = reset;
-    saved[1] = z;
-    saved[2] = n;
+  static SEQKERN_CELL void activate(const V (&x)[3], const V (&r)[3], V (&saved)[4]) {
+    saved[0] = M::sigmoid(x[0] + r[0]);
+    saved[1] = M::sigmoid(x[1] + r[1]);
+    saved[2] = M::tanh(x[2] + saved[0] * r[2]);
     saved[3] = r[2];
+  }
+
+  template <class M, class V>
+  static SEQKERN_CELL V combine(const V (&saved)[4], V h_prev, V& /*state*/) {
+    const V z = saved[1], n = saved[2];
+    return n + z * (h_prev - n);
   }
 
   // grad_state: the part of dLoss/dh_t that reaches h_{t-1} past the gates, z * grad_h.

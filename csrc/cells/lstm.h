@@ -22,21 +22,20 @@ struct Lstm {
   static constexpr int kGradRotation = 0;
 
   template <class M, class V>
-  static SEQKERN_CELL void forward(const V (&x)[4], const V (&r)[4], V /*h_prev*/, V& c,
-                                   V (&saved)[4], V& h) {
-    const V i = M::sigmoid(x[0] + r[0]);
-    const V f = M::sigmoid(x[1] + r[1]);
-    const V g = M::tanh(x[2] + r[2]);
-    const V o = M::sigmoid(x[3] + r[3]);
-    c = f * c + i * g;
-    h = o * M::tanh(c);
-    saved[0] = i;
-    saved[1] = f;
-    saved[2] = g;
-    saved[3] = o;
+  static SEQKERN_CELL void activate(const V (&x)[4], const V (&r)[4], V (&saved)[4]) {
+    saved[0] = M::sigmoid(x[0] + r[0]);
+    saved[1] = M::sigmoid(x[1] + r[1]);
+    saved[2] = M::tanh(x[2] + r[2]);
+    saved[3] = M::sigmoid(x[3] + r[3]);
   }
 
-  // h before a projection, from what forward saved.
+  template <class M, class V>
+  static SEQKERN_CELL V combine(const V (&saved)[4], V /*h_prev*/, V& c) {
+    c = saved[1] * c + saved[0] * saved[2];
+    return hidden<M>(saved, c);
+  }
+
+  // h before a projection.
   template <class M, class V>
   static SEQKERN_CELL V hidden(const V (&saved)[4], V c) {
     return saved[3] * M::tanh(c);

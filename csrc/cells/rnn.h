@@ -14,14 +14,18 @@ struct RnnBase {
   static constexpr int kGradGates = 1;
   static constexpr int kGradInputOffset = 0;
   static constexpr int kGradRotation = 0;
+
+  template <class M, class V>
+  static SEQKERN_CELL V combine(const V (&saved)[1], V /*h_prev*/, V& /*state*/) {
+    return saved[0];
+  }
 };
 
-// saved is an array of one unused value: C++ has no arrays of none.
+// saved holds h itself, on its way from activate to combine: it is not kept.
 struct RnnTanh : RnnBase {
   template <class M, class V>
-  static SEQKERN_CELL void forward(const V (&x)[1], const V (&r)[1], V /*h_prev*/, V& /*state*/,
-                                   V (&/*saved*/)[1], V& h) {
-    h = M::tanh(x[0] + r[0]);
+  static SEQKERN_CELL void activate(const V (&x)[1], const V (&r)[1], V (&saved)[1]) {
+    saved[0] = M::tanh(x[0] + r[0]);
   }
   template <class M, class V>
   static SEQKERN_CELL void backward(V grad_h, const V (&/*saved*/)[1], V /*c*/, V /*c_prev*/,
@@ -34,10 +38,9 @@ struct RnnTanh : RnnBase {
 // Written with <= so that NaN goes through, as in torch.
 struct RnnRelu : RnnBase {
   template <class M, class V>
-  static SEQKERN_CELL void forward(const V (&x)[1], const V (&r)[1], V /*h_prev*/, V& /*state*/,
-                                   V (&/*saved*/)[1], V& h) {
+  static SEQKERN_CELL void activate(const V (&x)[1], const V (&r)[1], V (&saved)[1]) {
     const V a = x[0] + r[0];
-    h = a <= V{} ? V{} : a;
+    saved[0] = a <= V{} ? V{} : a;
   }
   template <class M, class V>
   static SEQKERN_CELL void backward(V grad_h, const V (&/*saved*/)[1], V /*c*/, V /*c_prev*/,

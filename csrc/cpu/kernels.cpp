@@ -16,6 +16,7 @@ namespace {
 template <class T>
 constexpr LayerKernels<T> layer_kernels() {
   return {
+      {activate<Lstm, T>, activate<Gru, T>, activate<RnnTanh, T>, activate<RnnRelu, T>},
       {forward<Lstm, T>, forward<Gru, T>, forward<RnnTanh, T>, forward<RnnRelu, T>},
       {backward<Lstm, T>, backward<Gru, T>, backward<RnnTanh, T>, backward<RnnRelu, T>},
       packed_gates_size<T>,

@@ -77,7 +77,17 @@ struct BackwardArgs {
 };
 
 template <typename T>
+struct ActivateArgs {
+  int64_t H, rows;
+  const T* x;        // [rows, G*H]: W_ih x, no bias
+  const T* product;  // [rows, G*H]: W_hh h_{t-1}, no bias
+  const T* bias;     // as in ForwardArgs
+  T* gates;          // [rows, S*H]
+};
+
+template <typename T>
 struct LayerKernels {
+  void (*activate[kNumCells])(const ActivateArgs<T>&, const Worker&);
   void (*forward[kNumCells])(const ForwardArgs<T>&, const Worker&);
   void (*backward[kNumCells])(const BackwardArgs<T>&, const Worker&);
 

@@ -113,7 +113,7 @@ void forward_epilogue(const ForwardArgs<T>& a, const Step& s, int64_t p, int64_t
     for (int g = 0; g <= G; ++g) bias[g] = lanes.get(a.bias + g * H + unit);
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t r = first + i, row = chunk_row + r;
-      V x[G], q[G], saved[S > 0 ? S : 1], c{}, h_prev{}, h;
+      V x[G], q[G], saved[S > 0 ? S : 1], c{}, h_prev{};
       for (int g = 0; g < G; ++g) {
         x[g] = lanes.get(a.x + row * a.ldx + g * H + unit) + bias[g];
         q[g] = lanes.get(recurrent.at(i, u, g));
@@ -123,7 +123,8 @@ void forward_epilogue(const ForwardArgs<T>& a, const Step& s, int64_t p, int64_t
         h_prev = lanes.get((r < s.continued ? a.output + (s.before + r) * a.ldo : a.h_0 + r * a.K) + unit);
       }
       if constexpr (C::kHasCellState) c = lanes.get(a.c + r * H + unit);
-      C::template forward<Math<T>>(x, q, h_prev, c, saved, h);
+      C::template activate<Math<T>>(x, q, saved);
+      const V h = C::template combine<Math<T>>(saved, h_prev, c);
       if constexpr (C::kHasCellState) {
         lanes.put(a.c + r * H + unit, c);
         if (a.cells) lanes.put(a.cells + row * H + unit, c);
@@ -186,6 +187,32 @@ void forward(const ForwardArgs<T>& a, const Worker& worker) {
 }
 
 // --------------------------------------------------------------------------------------- backward
+
+// The gates of a chunk again, from both its products: what forward computed and did not save.
+template <class C, class T>
+void activate(const ActivateArgs<T>& a, const Worker& worker) {
+  if constexpr (C::kSaved > 0) {
+    using V = Vec<T>;
+    constexpr int G = C::kGates, S = C::kSaved;
+    const int64_t H = a.H;
+    const Range mine = share(a.rows, worker.index, worker.count);
+    for (int64_t row = mine.begin; row < mine.end; ++row) {
+      for (int64_t p = 0; p < num_panels<T>(G, H); ++p) {
+        for_unit_vectors<T, unit_vectors(G)>(p, H, [&](int64_t unit, int64_t, auto lanes) {
+          V x[G], q[G], saved[S];
+          for (int g = 0; g < G; ++g) {
+            const int64_t i = row * G * H + g * H + unit;
+            x[g] = lanes.get(a.x + i) + lanes.get(a.bias + g * H + unit);
+            q[g] = lanes.get(a.product + i);
+          }
+          if constexpr (C::kRecurrentBias) q[G - 1] += lanes.get(a.bias + G * H + unit);
+          C::template activate<Math<T>>(x, q, saved);
+          for (int k = 0; k < S; ++k) lanes.put(a.gates + row * S * H + k * H + unit, saved[k]);
+        });
+      }
+    }
+  }
+}
 
 // dLoss/dh_t before a projection's transpose: recurrent part + grad_output.
 template <class T>

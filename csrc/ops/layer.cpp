@@ -19,7 +19,8 @@ constexpr CellInfo info_of(const char* name) {
           C::kGradInputOffset,
           C::kGradRotation,
           C::kHasCellState,
-          C::kCarriesGradH};
+          C::kCarriesGradH,
+          C::kRecurrentBias};
 }
 
 constexpr CellInfo kCells[kNumCells] = {info_of<Lstm>("lstm"), info_of<Gru>("gru"),

@@ -14,7 +14,7 @@ namespace seqkern::ops {
 struct CellInfo {
   const char* name;
   int gates, saved, grad_gates, grad_input_offset, grad_rotation;
-  bool has_cell_state, carries_grad_h;
+  bool has_cell_state, carries_grad_h, recurrent_bias;
 };
 const CellInfo& cell_info(Cell cell);
 

@@ -153,9 +153,29 @@ Rows rows_ending(const Layer& s, int64_t d, int64_t t) {
 }
 Rows rows_starting(const Layer& s, int64_t d, int64_t t) { return rows_ending(s, 1 - d, t); }
 
+// [G + 1, H]: what the kernels add outside the products, and in the last row what belongs inside
+// the last gate's (the GRU's b_hn, which the reset gate multiplies).
+template <typename T>
+Tensor pack_bias(const Run<T>& run, const Direction& direction) {
+  const Layer& s = run.s;
+  const int64_t H = s.H, G = s.info.gates;
+  Tensor packed = run.empty({G + 1, H});
+  T* bias = data<T>(packed);
+  std::fill_n(bias, (G + 1) * H, T(0));
+  if (s.bias) {
+    const Tensor b_ih = run.in_compute(direction.b_ih), b_hh = run.in_compute(direction.b_hh);
+    const T *in = input_data<T>(b_ih), *rec = input_data<T>(b_hh);
+    const int64_t outside = (s.info.recurrent_bias ? G - 1 : G) * H;
+    for (int64_t i = 0; i < G * H; ++i) bias[i] = i < outside ? in[i] + rec[i] : in[i];
+    for (int64_t i = outside; i < G * H; ++i) bias[i + H] = rec[i];
+  }
+  return packed;
+}
+
 template <typename T>
 ForwardResult forward(const Layer& s, const Tensor& input, const Tensor& h_0, const Tensor& c_0,
-                      bool save_gates) {
+                      Save save) {
+  const bool save_gates = save == Save::Gates;
   const auto& table = kernels_for<T>(cpu::kernels());
   const int cell = static_cast<int>(s.cell);
   const int64_t H = s.H, K = s.K, G = s.info.gates, S = s.info.saved;
@@ -170,7 +190,7 @@ ForwardResult forward(const Layer& s, const Tensor& input, const Tensor& h_0, co
   if (s.info.has_cell_state) {
     c = run.empty({s.D, s.B, H});
     c.copy_(c_0);
-    if (save_gates) cells = run.empty({s.D, s.R, H});
+    if (save != Save::None) cells = run.empty({s.D, s.R, H});
   }
   if (save_gates) gates = at::empty({s.D, s.R, S * H}, run.storage);
 
@@ -185,18 +205,7 @@ ForwardResult forward(const Layer& s, const Tensor& input, const Tensor& h_0, co
     PerDirection& dir = dirs[d];
     dir.w_ih = run.in_compute(s.directions[d].w_ih);
     dir.w_hh = run.in_compute(s.directions[d].w_hh);
-    dir.bias = run.empty({G + 1, H});
-    T* bias = data<T>(dir.bias);
-    std::fill_n(bias, (G + 1) * H, T(0));
-    if (s.bias) {
-      const Tensor b_ih = run.in_compute(s.directions[d].b_ih);
-      const Tensor b_hh = run.in_compute(s.directions[d].b_hh);
-      const T *bi = input_data<T>(b_ih), *bh = input_data<T>(b_hh);
-      // The GRU's last recurrent bias stays inside its product, in the extra row.
-      const int64_t outside = s.cell == Cell::Gru ? (G - 1) * H : G * H;
-      for (int64_t i = 0; i < G * H; ++i) bias[i] = i < outside ? bi[i] + bh[i] : bi[i];
-      for (int64_t i = outside; i < G * H; ++i) bias[i + H] = bh[i];
-    }
+    dir.bias = pack_bias(run, s.directions[d]);
     if (!in_place) dir.scratch = run.empty({run.max_chunk_rows(), width});
     if (s.T == 1) {
       // Packing would take longer than the product: let it be one of the large ones.
@@ -290,6 +299,7 @@ BackwardResult backward(const Layer& s, const BackwardInputs& in) {
   // Plain panels hold as many units as those of a cell with one gate.
   const int panel_units = table.panel_units[static_cast<int>(Cell::RnnTanh)];
   Run<T> run(s, in.input.options(), info.grad_gates, panel_units, kBackwardChunkRows);
+  const bool recompute = S > 0 && in.gates.dim() == 1;
 
   const Tensor x = run.in_compute(in.input).view({s.R, s.I});
   const Tensor h0 = run.in_compute(in.h_0), grad_h_n = run.in_compute(in.grad_h_n);
@@ -315,7 +325,8 @@ BackwardResult backward(const Layer& s, const BackwardInputs& in) {
 
   struct PerDirection {
     Tensor w_ih, w_hh, w_hr, packed_hh, packed_hr;
-    Tensor gates;       // [rows, S*H] in the arithmetic's type, where saved in another
+    Tensor gates;       // [rows, S*H]: made again, or converted from the type they are saved in
+    Tensor x, product, bias;  // what the gates are made from again
     Tensor grad_gates;  // [rows, GG*H]
     Tensor next, first;  // [B, GG*H]: of the step after the chunk, of each row's first step
     Tensor grad_h, hidden, h_prev;
@@ -328,7 +339,12 @@ BackwardResult backward(const Layer& s, const BackwardInputs& in) {
     dir.w_ih = run.in_compute(s.directions[d].w_ih);
     dir.w_hh = run.in_compute(s.directions[d].w_hh);
     if (s.T > 1) dir.packed_hh = run.empty({table.packed_rows_size(G * H, K)});
-    if (run.converts() && S > 0) dir.gates = run.empty({most, S * H});
+    if (recompute) {
+      dir.x = run.empty({most, G * H});
+      dir.product = run.empty({most, G * H});
+      dir.bias = pack_bias(run, s.directions[d]);
+    }
+    if (recompute || (run.converts() && S > 0)) dir.gates = run.empty({most, S * H});
     dir.grad_gates = run.empty({most, width});
     if (run.chunks() > 1) dir.next = run.empty({s.B, width});
     dir.first = run.empty({s.B, width});
@@ -338,8 +354,8 @@ BackwardResult backward(const Layer& s, const BackwardInputs& in) {
       dir.grad_h = run.empty({most, K});
       dir.hidden = run.empty({most, H});
     }
+    if (in.needs_params_grad || recompute) dir.h_prev = run.empty({most, K});
     if (in.needs_params_grad) {
-      dir.h_prev = run.empty({most, K});
       dir.grad_w_ih = run.empty({G * H, s.I});
       dir.grad_w_hh = run.empty({G * H, K});  // rotated as the columns of grad_gates are
       if (s.bias) dir.grad_b = at::zeros({width}, run.compute);
@@ -349,11 +365,34 @@ BackwardResult backward(const Layer& s, const BackwardInputs& in) {
 
   for (int64_t i = 0; i < run.chunks(); ++i) {
     cpu::BackwardArgs<T> args[2];
+    cpu::ActivateArgs<T> remade[2];
     for (int64_t d = 0; d < s.D; ++d) {
       PerDirection& dir = dirs[d];
       const auto chunk = run.chunk(i, d == 0);
+      if (dir.h_prev.defined()) {
+        // What each row's step began with, gathered: one product for the chunk, whatever starts in it.
+        T* h_prev = data<T>(dir.h_prev);
+        for (int64_t t = chunk.begin; t < chunk.end; ++t) {
+          const int64_t before = d == 0 ? t - 1 : t + 1;
+          const int64_t n = s.rows(t);
+          const int64_t old = before < 0 || before >= s.T ? 0 : std::min(n, s.rows(before));
+          T* to = h_prev + (s.offsets[t] - chunk.row) * K;
+          if (old > 0) {
+            copy_rows(to, K, input_data<T>(output, s.offsets[before] * s.D * K + d * K), s.D * K,
+                      old, K);
+          }
+          copy_rows(to + old * K, K, input_data<T>(h0, (d * s.B + old) * K), K, n - old, K);
+        }
+      }
       const T* gates = nullptr;
-      if (S > 0) {
+      if (recompute) {
+        Tensor from_x = dir.x.narrow(0, 0, chunk.rows), from_h = dir.product.narrow(0, 0, chunk.rows);
+        at::mm_out(from_x, x.narrow(0, chunk.row, chunk.rows), dir.w_ih.t());
+        at::mm_out(from_h, dir.h_prev.narrow(0, 0, chunk.rows), dir.w_hh.t());
+        remade[d] = {H, chunk.rows, data<T>(dir.x), data<T>(dir.product), data<T>(dir.bias),
+                     data<T>(dir.gates)};
+        gates = data<T>(dir.gates);
+      } else if (S > 0) {
         const Tensor saved = in.gates[d].narrow(0, chunk.row, chunk.rows);
         if (run.converts()) dir.gates.narrow(0, 0, chunk.rows).copy_(saved);
         gates = run.converts() ? data<T>(dir.gates) : input_data<T>(saved);
@@ -392,8 +431,9 @@ BackwardResult backward(const Layer& s, const BackwardInputs& in) {
           table.pack_rows(input_data<T>(dir.w_hr), H, K, 0, H, data<T>(dir.packed_hr), worker.index,
                           worker.count);
         }
-        worker.barrier->wait(worker.count);
       }
+      if (recompute) table.activate[cell](remade[d], worker);
+      if (i == 0 || recompute) worker.barrier->wait(worker.count);
       table.backward[cell](args[d], worker);
     });
 
@@ -420,18 +460,6 @@ BackwardResult backward(const Layer& s, const BackwardInputs& in) {
         at::addmm_out(part, part, grad_in, dir.w_ih, s.D == 1 ? 0 : 1);
       }
       if (in.needs_params_grad) {
-        // What each row's step began with, gathered: one product for the chunk, whatever starts in it.
-        T* h_prev = data<T>(dir.h_prev);
-        for (int64_t t = chunk.begin; t < chunk.end; ++t) {
-          const int64_t before = d == 0 ? t - 1 : t + 1;
-          const int64_t n = s.rows(t);
-          const int64_t old = before < 0 || before >= s.T ? 0 : std::min(n, s.rows(before));
-          T* to = h_prev + (s.offsets[t] - chunk.row) * K;
-          if (old > 0) {
-            copy_rows(to, K, input_data<T>(output, s.offsets[before] * s.D * K + d * K), s.D * K, old, K);
-          }
-          copy_rows(to + old * K, K, input_data<T>(h0, (d * s.B + old) * K), K, n - old, K);
-        }
         const int beta = i == 0 ? 0 : 1;
         at::addmm_out(dir.grad_w_ih, dir.grad_w_ih, grad_in.t(),
                       x.narrow(0, chunk.row, chunk.rows), beta);
@@ -488,10 +516,10 @@ BackwardResult backward(const Layer& s, const BackwardInputs& in) {
 }  // namespace
 
 ForwardResult forward_cpu(const Layer& s, const Tensor& input, const Tensor& h_0,
-                          const std::optional<Tensor>& c_0, bool save_gates) {
+                          const std::optional<Tensor>& c_0, Save save) {
   const Tensor c = c_0.value_or(Tensor());
-  if (input.scalar_type() == at::kDouble) return forward<double>(s, input, h_0, c, save_gates);
-  return forward<float>(s, input, h_0, c, save_gates);
+  if (input.scalar_type() == at::kDouble) return forward<double>(s, input, h_0, c, save);
+  return forward<float>(s, input, h_0, c, save);
 }
 
 BackwardResult backward_cpu(const Layer& s, const BackwardInputs& in) {

@@ -11,6 +11,10 @@
 
 namespace seqkern::ops {
 
+// What forward keeps for backward beside the output: every gate and c_t; c_t alone, so that
+// backward computes the gates again; nothing, where there will be no backward.
+enum class Save { Gates, States, None };
+
 struct ForwardResult {
   at::Tensor output;  // [T, B, D*K] or [R, D*K]
   at::Tensor h_n;     // [D, B, K]
@@ -20,12 +24,12 @@ struct ForwardResult {
 };
 
 ForwardResult forward_cpu(const Layer& layer, const at::Tensor& input, const at::Tensor& h_0,
-                          const std::optional<at::Tensor>& c_0, bool save_gates);
+                          const std::optional<at::Tensor>& c_0, Save save);
 
 struct BackwardInputs {
   at::Tensor grad_output, grad_h_n, grad_c_n;  // grad_c_n undefined without a cell state
   at::Tensor input, h_0, c_0;                  // c_0 undefined without a cell state
-  at::Tensor output, gates, cells;
+  at::Tensor output, gates, cells;             // gates [0] where forward saved the states alone
   bool needs_input_grad, needs_params_grad, step_grads;
 };
 

@@ -33,9 +33,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
     const Tensor& input, const Optional& batch_sizes, const Tensor& h_0, const Optional& c_0,
     at::TensorList params, c10::string_view save) {
   const Layer layer = check_layer(cell, input, batch_sizes, h_0, c_0, params);
-  TORCH_CHECK(save == "gates" || save == "none", "seqkern::", layer.info.name,
-              ": save must be 'gates' or 'none', got '", std::string(save), "'");
-  ForwardResult r = forward_cpu(layer, input, h_0, c_0, save == "gates");
+  TORCH_CHECK(save == "gates" || save == "states" || save == "none", "seqkern::", layer.info.name,
+              ": save must be 'gates', 'states' or 'none', got '", std::string(save), "'");
+  ForwardResult r = forward_cpu(
+      layer, input, h_0, c_0,
+      save == "gates" ? Save::Gates : save == "states" ? Save::States : Save::None);
   return {r.output, r.h_n, r.c_n, r.gates, r.cells};
 }
 
@@ -50,8 +52,11 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>, Tensor, Tensor> backward
   check_tensor(s, "output", output, s.ragged ? "[R, D*K]" : "[T, B, D*K]",
                s.sequence_sizes(s.D * s.K), input);
   check_tensor(s, "grad_h_n", grad_h_n, "[D, B, K]", {s.D, s.B, s.K}, input);
-  check_tensor(s, "gates", gates, "[D, R, S*H] (forward with save='gates')",
-               {s.D, s.R, s.info.saved * s.H}, input);
+  // [0] after save="states": the gates are computed again.
+  if (gates.dim() != 1 || gates.numel() != 0) {
+    check_tensor(s, "gates", gates, "[D, R, S*H], or [0] where forward saved the states",
+                 {s.D, s.R, s.info.saved * s.H}, input);
+  }
   TORCH_CHECK(grad_c_n.has_value() == s.info.has_cell_state, "seqkern::", s.info.name,
               ": grad_c_n must be ", s.info.has_cell_state ? "given" : "None");
   if (s.info.has_cell_state) {

@@ -5,8 +5,7 @@ TORCH ?= 2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 
-SOURCES := $(shell find csrc tests/cpp -type f 2>/dev/null)
-INSTALL := SEQKERN_BUILD_TESTS=1 $(BIN)/python -m pip install --quiet --no-build-isolation -e
+PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 CPP_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: build run test bench lint format asan cells-cuda wheel clean
@@ -18,31 +17,33 @@ build: $(VENV)/.built
 run: build
 	$(BIN)/python -m examples.next_word $(ARGS)
 
-test: build
+test: $(VENV)/.dev
 	$(BIN)/python -m pytest tests $(ARGS)
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks $(ARGS)
 
-lint: $(VENV)/.built
+lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(CPP_FILES)
 
-format: $(VENV)/.built
+format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP_FILES)
 
-# The kernel tests on a build with AddressSanitizer. The build and the tests go into a folder of
-# their own, so that neither touches the normal ones. Leaks are not looked for: Python has its own.
+# The kernel tests on a build with AddressSanitizer, in a folder of their own, so that nothing else
+# is touched. Leaks are not looked for: Python has its own. libstdc++ is loaded early too, else the
+# sanitizer finds no function that throws. --capture=sys lets its report through.
 ASAN := build/asan
-asan: $(VENV)/.built
+CXX_FILE = $$($(CXX) -print-file-name=$(1))
+asan: $(VENV)/.dev
 	rm -rf $(ASAN) && mkdir -p $(ASAN)
 	SEQKERN_SANITIZE=address $(BIN)/python setup.py -q build --build-lib $(ASAN)
 	cp -r tests pyproject.toml $(ASAN)/
-	cd $(ASAN) && LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so)" \
-	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=. $(CURDIR)/$(BIN)/python -m pytest -x \
+	cd $(ASAN) && LD_PRELOAD="$(call CXX_FILE,libasan.so) $(call CXX_FILE,libstdc++.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=. $(CURDIR)/$(BIN)/python -m pytest -x --capture=sys \
 	  tests/test_kernels.py $(ARGS)
 
 # The gate headers on plain floats, as CUDA kernels include them.
@@ -56,21 +57,28 @@ clean:
 	rm -rf $(VENV) build dist *.egg-info seqkern/*.so seqkern/_build_info.py
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# torch first, and pinned: the extension is built against it.
+# torch first, and pinned: the extension is built against it. Each stamp below is younger than all
+# that it was made from; --quiet --quiet leaves errors, with the compiler's output.
 $(VENV)/.torch:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "seqkern needs Python 3.10 or newer: make PYTHON=/path/to/python3"; exit 1; }
 	@echo "Setting up $(VENV) with PyTorch $(TORCH)"
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet torch==$(TORCH)
-	touch $@
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) torch==$(TORCH)
+	@touch $@
 
-$(VENV)/.built: $(VENV)/.torch $(SOURCES) CMakeLists.txt setup.py pyproject.toml
-	@echo "Building seqkern (a minute or two)"
-	$(BIN)/python -m pip install --quiet "setuptools>=77" cmake ninja
-	$(INSTALL) '.[dev,examples]'
-	touch $@
+$(VENV)/.built: $(VENV)/.torch $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
+	@echo "Building seqkern"
+	@$(PIP) "setuptools>=77" cmake ninja
+	@$(PIP) --no-build-isolation -e '.[examples]'
+	@touch $@
+
+# The tools of developers, and the C++ tests.
+$(VENV)/.dev: $(VENV)/.built $(shell find tests/cpp -type f 2>/dev/null)
+	@echo "Building the C++ tests"
+	@SEQKERN_BUILD_TESTS=1 $(PIP) --no-build-isolation -e '.[dev]'
+	@touch $@
 
 $(VENV)/.bench: $(VENV)/.built
-	$(INSTALL) '.[bench]'
-	touch $@
+	@$(PIP) --no-build-isolation -e '.[bench]'
+	@touch $@

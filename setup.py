@@ -13,6 +13,7 @@ Environment:
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -83,7 +84,9 @@ class CMakeBuild(build_ext):
         torch_version = torch.__version__.split("+")[0]
         sanitize = os.environ.get("SEQKERN_SANITIZE", "")
         tag = f"{sys.implementation.cache_tag}-torch{torch_version}"
-        build = ROOT / "build" / "-".join(filter(None, ["cmake", tag, sanitize]))
+        # CMake keeps the compiler that it first met in a folder.
+        chosen = re.sub(r"[^\w.+]+", "-", os.environ.get("CXX", ""))
+        build = ROOT / "build" / "-".join(filter(None, ["cmake", tag, sanitize, chosen]))
         library_dir = Path(torch.__file__).parent / "lib"
         settings = {
             "CMAKE_MAKE_PROGRAM": find_program("ninja"),

@@ -29,15 +29,20 @@ def save(path: Path, setting: dict, runs: dict) -> None:
 def load(path: Path, setting: dict) -> dict:
     """The runs in a checkpoint made with the same setting; else a CheckpointError."""
     try:
-        content = torch.load(path, weights_only=True, map_location="cpu")
+        file = path.open("rb")
     except OSError as error:
         raise CheckpointError(f"cannot read checkpoint {path}: {error.strerror}") from None
+    try:
+        with file:
+            content = torch.load(file, weights_only=True, map_location="cpu")
     except Exception as error:  # noqa: BLE001 torch.load raises many kinds for a file that is none
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{path} is damaged or no checkpoint ({reason[:100]})") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} is a checkpoint, but of another program than this")
-    theirs = content["setting"]
+    theirs, runs = content.get("setting"), content.get("runs")
+    if not isinstance(theirs, dict) or not isinstance(runs, dict):
+        raise CheckpointError(f"{path} is damaged or no checkpoint (parts of it are missing)")
     differing = [
         f"{key} {theirs.get(key)} (now {value})"
         for key, value in setting.items()
@@ -45,4 +50,4 @@ def load(path: Path, setting: dict) -> dict:
     ]
     if differing:
         raise CheckpointError(f"{path} was made with another setting: {', '.join(differing)}")
-    return content["runs"]
+    return runs

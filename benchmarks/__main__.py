@@ -22,6 +22,13 @@ def positive(kind):
     return convert
 
 
+def pattern(text: str) -> re.Pattern:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from None
+
+
 def parser() -> argparse.ArgumentParser:
     main = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = main.add_subparsers(dest="command", required=True)
@@ -32,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
             "--threads", nargs="+", type=positive(int), default=[2], help="default: 2"
         )
         command.add_argument(
-            "--only", type=re.compile, metavar="REGEX", help="cases whose name matches"
+            "--only", type=pattern, metavar="REGEX", help="cases whose name matches"
         )
 
     run = commands.add_parser("run", help="time a grid of cases (the default command)")

@@ -1,6 +1,7 @@
 """Building, loading and the choice of the SIMD level: what works, and what is said when it doesn't."""
 
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -203,3 +204,12 @@ def test_cmake_refuses(tmp_path, option, sentence):
 def test_cmake_configures_the_cpp_tests_without_torch(tmp_path):
     result = cmake("-DSEQKERN_BUILD_TESTS=ON", "-DSEQKERN_CUDA=off", build=tmp_path)
     assert result.returncode == 0, result.stderr
+
+
+@needs_checkout
+def test_readme_example():
+    code = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert code
+    for example in code:
+        result = python(example)
+        assert result.returncode == 0, result.stderr

@@ -1,0 +1,280 @@
+"""One layer on plain tensors: what the modules are made of.
+
+T time steps, B batch, I input size, H hidden size, P projected size, K = P or H, D directions (1, or 2 for both),
+R rows: ``sum(batch_sizes)``. Padded input is ``[T, B, I]``. Ragged input is ``[R, I]`` as in ``PackedSequence.data`` with its
+``batch_sizes`` (int64, on the CPU, never growing). ``params`` is one flat list, per direction
+``w_ih [G*H, I], w_hh [G*H, K][, b_ih [G*H], b_hh [G*H]][, w_hr [P, H]]``, the order of ``torch.nn``'s parameters.
+
+float32, float64, bfloat16 and float16 on the CPU run the kernels (the two short ones with float32 arithmetic and a
+float32 cell state). Everything else runs ``seqkern.reference``: other dtypes, a forward-mode differentiation level
+(``torch.func.jvp``), and devices without kernels, for which a warning is given once.
+
+Under ``torch.autocast`` the operands (float64 apart) are cast to the autocast dtype A. On the CPU results have the dtypes
+that torch's own functions give them, on other devices all are A:
+
+=====================  =======================  =======================
+CPU autocast           output, h_n              c_n
+=====================  =======================  =======================
+rnn, rnn_cell          A                        -
+gru, gru_cell          promote(h_0, A)          -
+lstm, padded           A                        A
+lstm, ragged           promote(c_0, A)          promote(c_0, A)
+lstm with projection   A                        promote(c_0, A)
+lstm_cell              promote(c, A)            promote(c, A)
+=====================  =======================  =======================
+
+Arithmetic: Hochreiter & Schmidhuber 1997 with forget gates (Gers et al. 2000) for LSTM, projection as in Sak et al. 2014;
+Cho et al. 2014 for GRU, in cuDNN's form with the reset gate after the product; Elman 1990 for RNN.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from seqkern import reference
+from seqkern.autograd import Layer
+from seqkern.ops import FORWARD, KERNEL_DTYPES
+
+__all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell"]
+
+# Bound once: looked up at every call of a cell.
+_any_autocast = torch._C._is_any_autocast_enabled
+_functorch_active = torch._C._are_functorch_transforms_active
+
+
+def lstm(
+    input: Tensor,  # [T, B, I] or [R, I]
+    h_0: Tensor,  # [D, B, K]
+    c_0: Tensor,  # [D, B, H]
+    params: Sequence[Tensor],
+    batch_sizes: Tensor | None = None,  # [T]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A layer of LSTM, in one direction or both.
+
+    Returns output ``[T, B, D*K]`` (``[R, D*K]`` for ragged input), h_n ``[D, B, K]`` and c_n ``[D, B, H]``, all
+    contiguous. RuntimeError names the argument whose shape or dtype does not fit.
+
+    Example::
+
+        params = list(torch.nn.LSTM(3, 4).parameters())
+        zeros = torch.zeros(1, 2, 4)
+        output, h_n, c_n = lstm(torch.randn(5, 2, 3), zeros, zeros, params)
+    """
+    return layer("lstm", input, batch_sizes, h_0, c_0, params)
+
+
+def gru(
+    input: Tensor,  # [T, B, I] or [R, I]
+    h_0: Tensor,  # [D, B, H]
+    params: Sequence[Tensor],
+    batch_sizes: Tensor | None = None,  # [T]
+) -> tuple[Tensor, Tensor]:
+    """A layer of GRU (reset gate after the product), in one direction or both.
+
+    Returns output ``[T, B, D*H]`` (``[R, D*H]`` for ragged input) and h_n ``[D, B, H]``, both contiguous. RuntimeError names
+    the argument whose shape or dtype does not fit.
+
+    Example::
+
+        params = list(torch.nn.GRU(3, 4).parameters())
+        output, h_n = gru(torch.randn(5, 2, 3), torch.zeros(1, 2, 4), params)
+        output.shape, h_n.shape  # [5, 2, 4], [1, 2, 4]
+    """
+    return layer("gru", input, batch_sizes, h_0, None, params)[:2]
+
+
+def rnn(
+    input: Tensor,  # [T, B, I] or [R, I]
+    h_0: Tensor,  # [D, B, H]
+    params: Sequence[Tensor],
+    batch_sizes: Tensor | None = None,  # [T]
+    nonlinearity: str = "tanh",
+) -> tuple[Tensor, Tensor]:
+    """A layer of Elman RNN, in one direction or both; nonlinearity is ``"tanh"`` or ``"relu"`` (else ValueError).
+
+    Returns output ``[T, B, D*H]`` (``[R, D*H]`` for ragged input) and h_n ``[D, B, H]``, both contiguous. RuntimeError names
+    the argument whose shape or dtype does not fit.
+
+    Example::
+
+        params = list(torch.nn.RNN(3, 4).parameters())
+        output, h_n = rnn(torch.randn(5, 2, 3), torch.zeros(1, 2, 4), params)
+        output.shape, h_n.shape  # [5, 2, 4], [1, 2, 4]
+    """
+    return layer(reference.rnn_name(nonlinearity), input, batch_sizes, h_0, None, params)[:2]
+
+
+def lstm_cell(
+    input: Tensor,  # [B, I]
+    h: Tensor,  # [B, H]
+    c: Tensor,  # [B, H]
+    w_ih: Tensor,  # [4*H, I]
+    w_hh: Tensor,  # [4*H, H]
+    b_ih: Tensor | None = None,  # [4*H]
+    b_hh: Tensor | None = None,  # [4*H]
+) -> tuple[Tensor, Tensor]:
+    """One step of LSTM: the next (h, c), each ``[B, H]``.
+
+    RuntimeError names the argument whose shape or dtype does not fit.
+
+    Example::
+
+        cell = torch.nn.LSTMCell(3, 4)
+        h, c = lstm_cell(torch.randn(2, 3), torch.zeros(2, 4), torch.zeros(2, 4), *cell.parameters())
+        h.shape, c.shape  # [2, 4], [2, 4]
+    """
+    params = _cell_params(w_ih, w_hh, b_ih, b_hh)
+    _, h, c = layer(
+        "lstm", input.unsqueeze(0), None, h.unsqueeze(0), c.unsqueeze(0), params, one_step=True
+    )
+    return h.squeeze(0), c.squeeze(0)
+
+
+def gru_cell(
+    input: Tensor,  # [B, I]
+    h: Tensor,  # [B, H]
+    w_ih: Tensor,  # [3*H, I]
+    w_hh: Tensor,  # [3*H, H]
+    b_ih: Tensor | None = None,  # [3*H]
+    b_hh: Tensor | None = None,  # [3*H]
+) -> Tensor:
+    """One step of GRU: the next h ``[B, H]``. RuntimeError names the argument whose shape or dtype does not fit.
+
+    Example::
+
+        cell = torch.nn.GRUCell(3, 4)
+        h = gru_cell(torch.randn(2, 3), torch.zeros(2, 4), *cell.parameters())
+        h.shape  # [2, 4]
+    """
+    params = _cell_params(w_ih, w_hh, b_ih, b_hh)
+    return layer("gru", input.unsqueeze(0), None, h.unsqueeze(0), None, params)[1].squeeze(0)
+
+
+def rnn_cell(
+    input: Tensor,  # [B, I]
+    h: Tensor,  # [B, H]
+    w_ih: Tensor,  # [H, I]
+    w_hh: Tensor,  # [H, H]
+    b_ih: Tensor | None = None,  # [H]
+    b_hh: Tensor | None = None,  # [H]
+    nonlinearity: str = "tanh",
+) -> Tensor:
+    """One step of Elman RNN: the next h ``[B, H]``; nonlinearity is ``"tanh"`` or ``"relu"`` (else ValueError).
+
+    RuntimeError names the argument whose shape or dtype does not fit.
+
+    Example::
+
+        cell = torch.nn.RNNCell(3, 4)
+        h = rnn_cell(torch.randn(2, 3), torch.zeros(2, 4), *cell.parameters())
+        h.shape  # [2, 4]
+    """
+    params = _cell_params(w_ih, w_hh, b_ih, b_hh)
+    cell = reference.rnn_name(nonlinearity)
+    return layer(cell, input.unsqueeze(0), None, h.unsqueeze(0), None, params)[1].squeeze(0)
+
+
+def _cell_params(w_ih, w_hh, b_ih, b_hh) -> tuple[Tensor, ...]:
+    """A layer's params from a cell's; one bias alone gets zeros beside it."""
+    if b_ih is None and b_hh is None:
+        return w_ih, w_hh
+    if b_ih is None:
+        b_ih = torch.zeros_like(b_hh)
+    elif b_hh is None:
+        b_hh = torch.zeros_like(b_ih)
+    return w_ih, w_hh, b_ih, b_hh
+
+
+def layer(
+    cell: str,  # "lstm", "gru", "rnn_tanh" or "rnn_relu"
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    h_0: Tensor,
+    c_0: Tensor | None,
+    params: Sequence[Tensor],
+    one_step: bool = False,
+) -> tuple[Tensor, ...]:
+    """Any cell by name: output, h_n, c_n, the last empty for cells without c.
+
+    one_step says that an LSTM of one step takes the dtypes of ``lstm_cell`` under autocast.
+    """
+    if _any_autocast() and torch.is_autocast_enabled(input.device.type):
+        return _autocast(cell, input, batch_sizes, h_0, c_0, params, one_step)
+    if (
+        forward_ad._current_level >= 0
+        or input.dtype not in KERNEL_DTYPES
+        or not (input.is_cpu or input.is_meta)
+    ):
+        return _without_kernel(cell, input, batch_sizes, h_0, c_0, params)
+    if torch.is_grad_enabled() and (
+        input.requires_grad
+        or h_0.requires_grad
+        or (c_0 is not None and c_0.requires_grad)
+        or any(p.requires_grad for p in params)
+        # Under vmap a tensor that requires grad at an outer level does not say so.
+        or _functorch_active()
+    ):
+        tensors = (input, h_0, c_0, *params)
+        if torch.compiler.is_dynamo_compiling():
+            tensors = _distinct(tensors)
+        return Layer.apply(cell, batch_sizes, *tensors)[:3]
+    return FORWARD[cell](input, batch_sizes, h_0, c_0, params, "none")[:3]
+
+
+def _distinct(tensors) -> list[Tensor | None]:
+    """Dynamo can't trace a Function that is given one tensor twice (h_0 for c_0, tied weights): a view for each repetition."""
+    distinct = []
+    for tensor in tensors:
+        if tensor is not None and any(tensor is other for other in distinct):
+            tensor = tensor.view_as(tensor)
+        distinct.append(tensor)
+    return distinct
+
+
+def _autocast(cell, input, batch_sizes, h_0, c_0, params, one_step) -> tuple[Tensor, ...]:
+    """Casts before the kernel sees the tensors, so that its gradients come back through the casts; then the table above."""
+    device = input.device.type
+    autocast_dtype = torch.get_autocast_dtype(device)
+
+    def cast(tensor):
+        if tensor is None or not tensor.is_floating_point() or tensor.dtype == torch.float64:
+            return tensor
+        return tensor.to(autocast_dtype)
+
+    with torch.autocast(device, enabled=False):
+        results = layer(
+            cell, cast(input), batch_sizes, cast(h_0), cast(c_0), [cast(p) for p in params]
+        )
+    output, h_n, c_n = results
+    if device != "cpu" or cell.startswith("rnn") or output.dtype != autocast_dtype:
+        return output, h_n, c_n
+    state = h_0 if c_0 is None else c_0
+    wide = torch.promote_types(state.dtype, autocast_dtype)
+    if cell == "gru":
+        return output.to(wide), h_n.to(wide), c_n
+    if len(params) // h_0.size(0) in (3, 5):
+        return output, h_n, c_n.to(wide)
+    if batch_sizes is not None or one_step:
+        return output.to(wide), h_n.to(wide), c_n.to(wide)
+    return output, h_n, c_n
+
+
+def _without_kernel(cell, input, batch_sizes, h_0, c_0, params) -> tuple[Tensor, ...]:
+    if not (input.is_cpu or input.is_meta):
+        _warn_no_kernels(input.device.type)
+    results = reference.layer(cell, input, batch_sizes, h_0, c_0, params)
+    return results if len(results) == 3 else (*results, input.new_empty(0))
+
+
+@functools.cache
+def _warn_no_kernels(device: str) -> None:
+    warnings.warn(
+        f"seqkern has no kernels for device '{device}' yet: its layers run there as slow loops of torch operations",
+        stacklevel=4,
+    )

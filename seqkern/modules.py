@@ -1,0 +1,443 @@
+"""Drop-in replacements for ``torch.nn.LSTM``, ``GRU``, ``RNN`` and their cells.
+
+Constructors, parameters, initial values, results and errors are torch's; ``torch.nn``'s documentation holds, and its formulas
+are the source of the arithmetic. These classes derive from ``torch.nn.RNNBase`` and ``RNNCellBase``, not from ``torch.nn.LSTM``
+and its like: ``torch.compile`` breaks the graph on ``isinstance(module, (nn.RNN, nn.GRU, nn.LSTM))``.
+
+This file knows layers, directions, dropout and PackedSequence; each layer is one call into ``seqkern.functional``.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from seqkern.functional import gru_cell, layer, lstm_cell, rnn_cell
+
+__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
+
+# Looked up once: torch._VF resolves names in Python, which a cell would pay at every step.
+_torch_lstm_cell = torch._VF.lstm_cell
+_torch_gru_cell = torch._VF.gru_cell
+_torch_tanh_cell = torch._VF.rnn_tanh_cell
+_torch_relu_cell = torch._VF.rnn_relu_cell
+
+_CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
+_TORCH_FUNCTIONS = {
+    "LSTM": torch._VF.lstm,
+    "GRU": torch._VF.gru,
+    "RNN_TANH": torch._VF.rnn_tanh,
+    "RNN_RELU": torch._VF.rnn_relu,
+}
+
+
+class _Layers(nn.RNNBase):
+    """What LSTM, GRU and RNN share. ``states`` is (h_0, c_0) or (h_0,), each [L*D, B, ...] in sorted order, or None."""
+
+    def flatten_parameters(self) -> None:
+        """Does nothing: the kernels take the parameters as they lie."""
+
+    def _forward(self, input, states):
+        """torch's forward: output and the tuple of final states."""
+        if isinstance(input, PackedSequence):
+            return self._packed(input, states)
+        dim = input.dim()
+        weights = self._weights()
+        if not self._fits(input, states, weights, dim):
+            self._check(input, states)
+        if dim == 2:
+            time_major = input.unsqueeze(1)
+            states = states and tuple([s.unsqueeze(1) for s in states])
+        else:
+            time_major = input.transpose(0, 1).contiguous() if self.batch_first else input
+        steps, batch, _ = time_major.shape
+        if states is None:
+            states = self._zeros(input, batch)
+        if steps == 0:
+            raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+
+        output, states = self._run(time_major, None, states, weights)
+        if dim == 2:
+            return output.squeeze(1), tuple([s.squeeze(1) for s in states])
+        return (output.transpose(0, 1) if self.batch_first else output), states
+
+    def _packed(self, packed, states):
+        input, batch_sizes, sorted_indices, unsorted_indices = packed
+        weights = self._weights()
+        batch = int(batch_sizes[0])
+        if states is None:
+            states = self._zeros(input, batch)
+        elif sorted_indices is not None:
+            states = tuple([s.index_select(1, sorted_indices) for s in states])
+        self._update_flat_weights()
+        self.check_forward_args(input, self._hidden(states), batch_sizes)
+        output, states = self._run(input, batch_sizes, states, weights)
+        if unsorted_indices is not None:
+            states = tuple([s.index_select(1, unsorted_indices) for s in states])
+        return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), states
+
+    def _run(self, input, batch_sizes, states, weights):
+        """The layers one after the other, on time-major input and sorted states [L*D, B, ...]."""
+        cell = _CELLS[self.mode]
+        h_0, c_0 = states if len(states) == 2 else (states[0], None)
+        try:
+            if self.num_layers == 1:
+                output, h_n, c_n = layer(cell, input, batch_sizes, h_0, c_0, weights)
+                return output, (h_n,) if c_0 is None else (h_n, c_n)
+            directions = 2 if self.bidirectional else 1
+            per_layer = len(weights) // self.num_layers
+            h_0 = h_0.split(directions)
+            c_0 = c_0.split(directions) if c_0 is not None else [None] * self.num_layers
+            output, finals = input, []
+            for k in range(self.num_layers):
+                if k > 0 and self.dropout > 0 and self.training:
+                    output = torch.dropout(output, self.dropout, True)
+                own = weights[k * per_layer : (k + 1) * per_layer]
+                output, *final = layer(cell, output, batch_sizes, h_0[k], c_0[k], own)
+                finals.append(final[: len(states)])
+            return output, tuple([torch.cat(s) for s in zip(*finals, strict=True)])
+        except RuntimeError:
+            if _mixed(input, *states, *weights):
+                self._run_torch(input, batch_sizes, states, weights)
+            raise
+
+    def _run_torch(self, input, batch_sizes, states, weights) -> None:
+        """torch's own layers on the same arguments: called for its error where dtypes or devices are mixed."""
+        options = (self.bias, self.num_layers, self.dropout, self.training, self.bidirectional)
+        if batch_sizes is None:
+            arguments = (input, self._hidden(states), weights, *options, False)
+        else:
+            arguments = (input, batch_sizes, self._hidden(states), weights, *options)
+        _TORCH_FUNCTIONS[self.mode](*arguments)
+
+    def _weights(self) -> list[Tensor]:
+        """The parameters in torch's flat order, by name at every call: users swap them in many ways."""
+        registered = self._parameters
+        return [
+            weight if (weight := registered.get(name)) is not None else getattr(self, name)
+            for name in self._flat_weights_names
+        ]
+
+    def _zeros(self, input, batch: int) -> tuple[Tensor, ...]:
+        rows = self.num_layers * 2 if self.bidirectional else self.num_layers
+        return (torch.zeros(rows, batch, self.hidden_size, dtype=input.dtype, device=input.device),)
+
+    def _state_widths(self) -> tuple[int, ...]:
+        return (self.hidden_size,)
+
+    def _fits(self, input, states, weights, dim: int) -> bool:
+        """Whether padded arguments are plainly what they should be; if not, _check has the word."""
+        if dim == 3:
+            batch = (input.size(0 if self.batch_first else 1),)
+        elif dim == 2:
+            batch = ()
+        else:
+            return False
+        if input.size(-1) != self.input_size or input.dtype != weights[0].dtype:
+            return False
+        if states is None:
+            return True
+        rows = self.num_layers * 2 if self.bidirectional else self.num_layers
+        return all(
+            state.shape == (rows, *batch, width)
+            for state, width in zip(states, self._state_widths(), strict=True)
+        )
+
+    def _check(self, input, states) -> None:
+        """torch's checks of padded arguments in torch's order; returns where torch goes on, as under autocast."""
+        self._update_flat_weights()
+        dim = input.dim()
+        if dim not in (2, 3):
+            name = self.mode.partition("_")[0]
+            word = " tensor" if name == "RNN" else ""
+            raise ValueError(f"{name}: Expected input to be 2D or 3D, got {dim}D{word} instead")
+        kind = "batched 3-D" if dim == 3 else "unbatched 2-D"
+        if states is not None and any(s.dim() != dim for s in states):
+            raise RuntimeError(self._wrong_rank(states).format(kind=kind, dim=dim))
+        if dim == 2:
+            input = input.unsqueeze(0 if self.batch_first else 1)
+            states = states and tuple(s.unsqueeze(1) for s in states)
+        if states is None:
+            self.check_input(input, None)
+        else:
+            self.check_forward_args(input, self._hidden(states), None)
+
+    @staticmethod
+    def _hidden(states):
+        """The states as torch's methods take them."""
+        return states[0]
+
+    @staticmethod
+    def _wrong_rank(states) -> str:
+        (h_0,) = states
+        return f"For {{kind}} input, hx should also be {{dim}}-D but got {h_0.dim()}-D tensor"
+
+
+def _mixed(input: Tensor, *others: Tensor) -> bool:
+    return any(t.dtype != input.dtype or t.device != input.device for t in others)
+
+
+class LSTM(_Layers):
+    """``torch.nn.LSTM`` on seqkern's kernels: same constructor, parameters, results and errors.
+
+    ``LSTM(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0, bidirectional=False,
+    proj_size=0, device=None, dtype=None)``
+
+    ``forward(input, hx=None)`` takes input ``[T, B, I]`` (``[B, T, I]`` with batch_first, ``[T, I]`` unbatched) or a
+    PackedSequence, and hx = (h_0 ``[L*D, B, P or H]``, c_0 ``[L*D, B, H]``), zeros by default. It returns
+    output ``[T, B, D*(P or H)]`` (or as the input came) and (h_n, c_n), shaped as hx. float32, float64, bfloat16 or float16.
+    ValueError or RuntimeError as torch raises them for arguments that do not fit.
+
+    Example::
+
+        lstm = seqkern.LSTM(10, 20, num_layers=2)
+        output, (h_n, c_n) = lstm(torch.randn(5, 3, 10))
+        output.shape, h_n.shape  # [5, 3, 20], [2, 3, 20]
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__("LSTM", *args, **kwargs)
+
+    get_expected_cell_size = nn.LSTM.get_expected_cell_size
+    check_forward_args = nn.LSTM.check_forward_args
+    permute_hidden = nn.LSTM.permute_hidden
+
+    def forward(self, input, hx=None):
+        if hx is not None:
+            hx = _pair(hx)
+        return self._forward(input, hx)
+
+    def _state_widths(self) -> tuple[int, ...]:
+        return self.proj_size or self.hidden_size, self.hidden_size
+
+    def _zeros(self, input, batch: int) -> tuple[Tensor, ...]:
+        (c_0,) = super()._zeros(input, batch)
+        if self.proj_size == 0:
+            return c_0, c_0
+        return c_0.new_zeros(c_0.size(0), batch, self.proj_size), c_0
+
+    @staticmethod
+    def _hidden(states):
+        return states
+
+    @staticmethod
+    def _wrong_rank(states) -> str:
+        h_0, c_0 = states
+        return (
+            "For {kind} input, hx and cx should also be {dim}-D "
+            f"but got ({h_0.dim()}-D, {c_0.dim()}-D) tensors"
+        )
+
+
+def _pair(hx, function: str = "lstm") -> tuple[Tensor, Tensor]:
+    """(h_0, c_0) from a tuple or list of two; the errors of torch's own function of that name."""
+    if isinstance(hx, Tensor):
+        raise TypeError("hx must be a tuple (h_0, c_0), got one tensor")
+    pair = hx[0], hx[1]
+    if len(hx) != 2:
+        raise RuntimeError(f"{function} expects two hidden states")
+    return pair
+
+
+class GRU(_Layers):
+    """``torch.nn.GRU`` on seqkern's kernels: same constructor, parameters, results and errors.
+
+    ``GRU(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0, bidirectional=False, device=None,
+    dtype=None)``
+
+    ``forward(input, hx=None)`` takes input ``[T, B, I]`` (``[B, T, I]`` with batch_first, ``[T, I]`` unbatched) or a
+    PackedSequence, and hx = h_0 ``[L*D, B, H]``, zeros by default. It returns output ``[T, B, D*H]`` (or as the input
+    came) and h_n, shaped as h_0. float32, float64, bfloat16 or float16. ValueError or RuntimeError as torch raises them for
+    arguments that do not fit.
+
+    Example::
+
+        gru = seqkern.GRU(10, 20, bidirectional=True)
+        output, h_n = gru(torch.randn(5, 3, 10))
+        output.shape, h_n.shape  # [5, 3, 40], [2, 3, 20]
+    """
+
+    def __init__(self, *args, **kwargs):
+        if "proj_size" in kwargs:
+            raise ValueError(_NO_PROJECTION)
+        super().__init__("GRU", *args, **kwargs)
+
+    def forward(self, input, hx=None):
+        output, states = self._forward(input, None if hx is None else (hx,))
+        return output, states[0]
+
+
+_NO_PROJECTION = "proj_size argument is only supported for LSTM, not RNN or GRU"
+
+
+class RNN(_Layers):
+    """``torch.nn.RNN`` on seqkern's kernels: same constructor, parameters, results and errors.
+
+    ``RNN(input_size, hidden_size, num_layers=1, nonlinearity='tanh', bias=True, batch_first=False, dropout=0.0,
+    bidirectional=False, device=None, dtype=None)``; nonlinearity is ``'tanh'`` or ``'relu'``.
+
+    ``forward(input, hx=None)`` takes input ``[T, B, I]`` (``[B, T, I]`` with batch_first, ``[T, I]`` unbatched) or a
+    PackedSequence, and hx = h_0 ``[L*D, B, H]``, zeros by default. It returns output ``[T, B, D*H]`` (or as the input
+    came) and h_n, shaped as h_0. float32, float64, bfloat16 or float16. ValueError or RuntimeError as torch raises them for
+    arguments that do not fit.
+
+    Example::
+
+        rnn = seqkern.RNN(10, 20, nonlinearity="relu")
+        output, h_n = rnn(torch.randn(5, 3, 10))
+        output.shape, h_n.shape  # [5, 3, 20], [1, 3, 20]
+    """
+
+    def __init__(self, *args, **kwargs):
+        if "proj_size" in kwargs:
+            raise ValueError(_NO_PROJECTION)
+        if len(args) > 3:
+            self.nonlinearity = args[3]
+            args = args[:3] + args[4:]
+        else:
+            self.nonlinearity = kwargs.pop("nonlinearity", "tanh")
+        if self.nonlinearity not in ("tanh", "relu"):
+            raise ValueError(
+                f"Unknown nonlinearity '{self.nonlinearity}'. Select from 'tanh' or 'relu'."
+            )
+        super().__init__(f"RNN_{self.nonlinearity.upper()}", *args, **kwargs)
+
+    def forward(self, input, hx=None):
+        output, states = self._forward(input, None if hx is None else (hx,))
+        return output, states[0]
+
+
+class _Cell(nn.RNNCellBase):
+    """What the cells share. ``states`` is (h, c), (h,) or None."""
+
+    def _step(self, function, torch_function, input: Tensor, states):
+        """The next states as ``function`` of seqkern.functional returns them."""
+        if input.dim() != 2:
+            return self._unbatched(function, torch_function, input, states)
+        if states is None:
+            states = self._zeros(input)
+        weights = self._weights()
+        try:
+            return function(input, *states, *weights)
+        except RuntimeError:
+            # Arguments that do not fit: the error is torch's.
+            self._check_ranks(input, states)
+            torch_function(input, states if len(states) == 2 else states[0], *weights)
+            raise
+
+    def _unbatched(self, function, torch_function, input: Tensor, states):
+        self._check_ranks(input, states)
+        if states is not None:
+            states = tuple([s.unsqueeze(0) for s in states])
+        new = self._step(function, torch_function, input.unsqueeze(0), states)
+        return new.squeeze(0) if isinstance(new, Tensor) else tuple([s.squeeze(0) for s in new])
+
+    def _weights(self) -> list[Tensor | None]:
+        """The parameters, by name at every call: users swap them in many ways."""
+        registered = self._parameters
+        return [
+            weight if (weight := registered.get(name)) is not None else getattr(self, name)
+            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        ]
+
+    def _zeros(self, input: Tensor) -> tuple[Tensor, ...]:
+        return (
+            torch.zeros(input.size(0), self.hidden_size, dtype=input.dtype, device=input.device),
+        )
+
+    def _check_ranks(self, input: Tensor, states) -> None:
+        name = next(c.__name__ for c in type(self).__mro__ if c.__module__ == __name__)
+        tensors = [("input", input)]
+        if len(states or ()) == 2:
+            tensors += [("hx[0]", states[0]), ("hx[1]", states[1])]
+        elif states:
+            tensors += [("hidden", states[0])]
+        for argument, tensor in tensors:
+            if tensor.dim() not in (1, 2):
+                raise ValueError(
+                    f"{name}: Expected {argument} to be 1D or 2D, got {tensor.dim()}D instead"
+                )
+
+
+class LSTMCell(_Cell):
+    """``torch.nn.LSTMCell`` on seqkern's kernels: same constructor, parameters, results and errors.
+
+    ``LSTMCell(input_size, hidden_size, bias=True, device=None, dtype=None)``; ``forward(input, hx=None)`` takes input
+    ``[B, I]`` or ``[I]`` and hx = (h, c), each ``[B, H]`` or ``[H]``, zeros by default, and returns the next (h, c).
+    ValueError or RuntimeError as torch raises them for arguments that do not fit.
+
+    Example::
+
+        cell = seqkern.LSTMCell(10, 20)
+        h, c = cell(torch.randn(3, 10))
+        h, c = cell(torch.randn(3, 10), (h, c))
+    """
+
+    def __init__(self, input_size, hidden_size, bias=True, device=None, dtype=None):
+        super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
+
+    def forward(self, input, hx=None):
+        if hx is not None:
+            hx = _pair(hx, "lstm_cell")
+        return self._step(lstm_cell, _torch_lstm_cell, input, hx)
+
+    def _zeros(self, input: Tensor) -> tuple[Tensor, ...]:
+        return super()._zeros(input) * 2
+
+
+class GRUCell(_Cell):
+    """``torch.nn.GRUCell`` on seqkern's kernels: same constructor, parameters, results and errors.
+
+    ``GRUCell(input_size, hidden_size, bias=True, device=None, dtype=None)``; ``forward(input, hx=None)`` takes input
+    ``[B, I]`` or ``[I]`` and hx ``[B, H]`` or ``[H]``, zeros by default, and returns the next h. ValueError or RuntimeError
+    as torch raises them for arguments that do not fit.
+
+    Example::
+
+        cell = seqkern.GRUCell(10, 20)
+        h = cell(torch.randn(3, 10))
+        h = cell(torch.randn(3, 10), h)
+    """
+
+    def __init__(self, input_size, hidden_size, bias=True, device=None, dtype=None):
+        super().__init__(input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype)
+
+    def forward(self, input, hx=None):
+        return self._step(gru_cell, _torch_gru_cell, input, None if hx is None else (hx,))
+
+
+class RNNCell(_Cell):
+    """``torch.nn.RNNCell`` on seqkern's kernels: same constructor, parameters, results and errors.
+
+    ``RNNCell(input_size, hidden_size, bias=True, nonlinearity='tanh', device=None, dtype=None)``, nonlinearity ``'tanh'`` or
+    ``'relu'``; ``forward(input, hx=None)`` takes input ``[B, I]`` or ``[I]`` and hx ``[B, H]`` or ``[H]``, zeros by default,
+    and returns the next h. ValueError or RuntimeError as torch raises them for arguments that do not fit.
+
+    Example::
+
+        cell = seqkern.RNNCell(10, 20, nonlinearity="relu")
+        h = cell(torch.randn(3, 10))
+        h = cell(torch.randn(3, 10), h)
+    """
+
+    __constants__ = nn.RNNCell.__constants__
+
+    def __init__(
+        self, input_size, hidden_size, bias=True, nonlinearity="tanh", device=None, dtype=None
+    ):
+        super().__init__(input_size, hidden_size, bias, num_chunks=1, device=device, dtype=dtype)
+        self.nonlinearity = nonlinearity
+
+    def forward(self, input, hx=None):
+        states = None if hx is None else (hx,)
+        if self.nonlinearity == "tanh":
+            return self._step(rnn_cell, _torch_tanh_cell, input, states)
+        if self.nonlinearity == "relu":
+            return self._step(_relu_cell, _torch_relu_cell, input, states)
+        raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
+
+
+_relu_cell = functools.partial(rnn_cell, nonlinearity="relu")

@@ -1,0 +1,48 @@
+import os
+
+import pytest
+import torch
+
+import seqkern
+
+CAPABILITIES = ("default", "avx2", "avx512")
+_THREADS = torch.get_num_threads()
+
+
+@pytest.fixture(autouse=True)
+def _same_start():
+    """Each test starts with one seed, the default dtype and as many threads as the run began with."""
+    torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(torch.float32)
+    torch.set_num_threads(_THREADS)
+
+
+@pytest.fixture(params=CAPABILITIES)
+def capability(request):
+    """The kernels of one SIMD level; skips levels that this machine or build does not have."""
+    if request.param not in seqkern.cpu_capabilities():
+        pytest.skip(f"no {request.param} kernels here, only {seqkern.cpu_capabilities()}")
+    with seqkern.use_cpu_capability(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=("cpu", "cuda"))
+def device(request):
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return request.param
+
+
+@pytest.fixture
+def float64():
+    """float64 as the default dtype: for tests of behaviour, where rounding is beside the point."""
+    torch.set_default_dtype(torch.float64)
+
+
+def pytest_report_header():
+    forced = os.environ.get("SEQKERN_CPU_CAPABILITY")
+    return (
+        f"seqkern: CPU kernels {seqkern.cpu_capabilities()}, in use {seqkern.cpu_capability()}"
+        f"{' (forced)' if forced else ''}; torch {torch.__version__}, {_THREADS} threads"
+    )

@@ -1,0 +1,375 @@
+"""Derivatives through the production kernels, and torch.func on top of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from layers import CELLS, Case, gradients
+from torch.autograd import gradcheck, gradgradcheck
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from seqkern import functional, reference
+
+KINDS = (*((cell, 0) for cell in CELLS), ("lstm", 2))
+
+
+class count_kernels(TorchDispatchMode):
+    """How often each seqkern op ran: ``with count_kernels() as calls: ...; calls["lstm_forward"]``."""
+
+    def __enter__(self):
+        super().__enter__()
+        self.calls = Counter()
+        return self.calls
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "seqkern":
+            self.calls[func._schema.name.removeprefix("seqkern::")] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def leaves(case: Case, dtype=torch.float64) -> list[torch.Tensor]:
+    return [t.requires_grad_() for t in case.arguments(dtype).values()]
+
+
+@pytest.mark.parametrize("sizes", (None, (2, 2, 1)), ids=("padded", "ragged"))
+@pytest.mark.parametrize("bias", (True, False), ids=("bias", "no_bias"))
+@pytest.mark.parametrize("D", (1, 2))
+@pytest.mark.parametrize("cell, P", KINDS)
+def test_gradcheck(cell, P, D, bias, sizes):
+    """Every differentiable input: input, h_0, c_0, weights, biases, projection."""
+    case = Case(cell, T=3, B=2, I=2, H=3, P=P, D=D, bias=bias, batch_sizes=sizes)
+    assert gradcheck(lambda *t: case.call(functional, *t), leaves(case))
+
+
+@pytest.mark.parametrize("sizes", (None, (2, 1)), ids=("padded", "ragged"))
+@pytest.mark.parametrize("D", (1, 2))
+@pytest.mark.parametrize("cell, P", KINDS)
+def test_gradgradcheck(cell, P, D, sizes):
+    """As above for second derivatives; by random projections, which see every entry at once."""
+    case = Case(cell, T=2, B=2, I=2, H=3, P=P, D=D, batch_sizes=sizes)
+    assert gradgradcheck(lambda *t: case.call(functional, *t), leaves(case), fast_mode=True)
+
+
+@pytest.mark.parametrize("cell, P", KINDS)
+def test_gradgradcheck_entry_by_entry(cell, P):
+    case = Case(cell, T=2, B=1, I=1, H=2, P=min(P, 1))
+    assert gradgradcheck(lambda *t: case.call(functional, *t), leaves(case))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_third_derivative(cell):
+    case = Case(cell, T=2, B=1, I=2, H=2)
+    results = []
+    for module in (functional, reference):
+        tensors = leaves(case)
+        value = case.call(module, *tensors)[0].pow(2).sum()
+        for _ in range(3):
+            grads = torch.autograd.grad(value, tensors, create_graph=True, allow_unused=True)
+            value = sum(g.pow(2).sum() for g in grads if g is not None)
+        results.append(value)
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("sizes", (None, (2, 2, 1)), ids=("padded", "ragged"))
+@pytest.mark.parametrize("cell", CELLS)
+def test_each_input_alone(cell, sizes):
+    """One tensor at a time requires grad; its gradient is the one it has among all."""
+    case = Case(cell, T=3, B=2, D=2, batch_sizes=sizes)
+    arguments = case.arguments()
+    everything = gradients(lambda *t: case.call(functional, *t), arguments)
+    g = torch.Generator()
+    for name in arguments:
+        tensors = {key: t.clone().requires_grad_(key == name) for key, t in arguments.items()}
+        results = case.call(functional, *tensors.values())
+        g.manual_seed(1)
+        weights = [torch.randn(r.shape, generator=g, dtype=r.dtype) for r in results]
+        torch.autograd.backward(results, weights)
+        assert torch.equal(tensors[name].grad, everything[f"grad_{name}"]), name
+        assert all(t.grad is None for key, t in tensors.items() if key != name)
+
+
+@pytest.mark.parametrize("which", ("output", "h_n", "c_n"))
+def test_each_result_alone(which):
+    """Gradients through one result only, the others unused."""
+    case = Case("lstm", D=2)
+    position = ("output", "h_n", "c_n").index(which)
+    ours, exact = leaves(case), leaves(case)
+    case.call(functional, *ours)[position].pow(2).sum().backward()
+    case.call(reference, *exact)[position].pow(2).sum().backward()
+    for a, b in zip(ours, exact, strict=True):
+        expected = torch.zeros_like(b) if b.grad is None else b.grad
+        torch.testing.assert_close(torch.zeros_like(a) if a.grad is None else a.grad, expected)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_backward_twice_through_one_graph(cell):
+    case = Case(cell)
+    tensors = leaves(case)
+    loss = case.call(functional, *tensors)[0].pow(2).sum()
+    first = torch.autograd.grad(loss, tensors, retain_graph=True, allow_unused=True)
+    second = torch.autograd.grad(loss, tensors, allow_unused=True)
+    for a, b in zip(first, second, strict=True):
+        assert a is b is None or torch.equal(a, b)
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        torch.autograd.grad(loss, tensors, allow_unused=True)
+
+
+@pytest.mark.parametrize("name", ("input", "h_0", "w_ih_0", "w_hh_0"))
+def test_changed_between_forward_and_backward(name):
+    case = Case("gru")
+    arguments = {key: t.requires_grad_() for key, t in case.arguments().items()}
+    loss = case.call(functional, *arguments.values())[0].sum()
+    with torch.no_grad():
+        arguments[name].mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_nothing_is_saved_without_grad():
+    case = Case("lstm")
+    tensors = list(case.arguments().values())
+    assert all(r.grad_fn is None for r in case.call(functional, *tensors))
+    with torch.no_grad(), count_kernels() as calls:
+        case.call(functional, *(t.requires_grad_() for t in tensors))
+    assert calls == {"lstm_forward": 1}
+
+
+# torch.func
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_func_grad_runs_the_kernels(cell):
+    case = Case(cell, D=2)
+    tensors = tuple(case.arguments().values())
+
+    def loss(module):
+        return lambda *t: sum(r.pow(2).sum() for r in case.call(module, *t))
+
+    every = tuple(range(len(tensors)))
+    with count_kernels() as calls:
+        ours = torch.func.grad(loss(functional), every)(*tensors)
+    assert calls == {f"{cell}_forward": 1, f"{cell}_backward": 1}
+    torch.testing.assert_close(ours, torch.func.grad(loss(reference), every)(*tensors))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_jacrev_runs_the_kernels(cell):
+    case = Case(cell, T=2, B=1, H=2)
+    tensors = tuple(case.arguments().values())
+    jacobians = {}
+    for module in (functional, reference):
+
+        def results(*t, module=module):
+            return case.call(module, *t)
+
+        with count_kernels() as calls:
+            jacobians[module] = torch.func.jacrev(results, (0, 1, len(tensors) - 1))(*tensors)
+        if module is functional:
+            assert calls[f"{cell}_forward"] == 1 and calls[f"{cell}_backward"] >= 1
+    torch.testing.assert_close(jacobians[functional], jacobians[reference])
+
+
+@pytest.mark.parametrize("cell", ("lstm", "gru"))
+def test_nested_jacrev_and_hessian(cell):
+    case = Case(cell, T=2, B=1, I=1, H=1)
+    tensors = tuple(case.arguments().values())
+
+    def loss(module):
+        return lambda x, w: case.call(module, x, *tensors[1:-3], w, *tensors[-2:])[0].pow(2).sum()
+
+    at = (tensors[0], tensors[-3])
+    for twice in (
+        lambda f: torch.func.jacrev(torch.func.jacrev(f, (0, 1)), (0, 1)),
+        lambda f: torch.func.hessian(f, (0, 1)),
+    ):
+        torch.testing.assert_close(twice(loss(functional))(*at), twice(loss(reference))(*at))
+
+
+@pytest.mark.parametrize("cell, P", KINDS)
+def test_forward_mode_takes_the_reference(cell, P):
+    case = Case(cell, P=P)
+    tensors = tuple(case.arguments().values())
+    tangents = tuple(torch.randn_like(t) for t in tensors)
+    with count_kernels() as calls:
+        ours = torch.func.jvp(lambda *t: case.call(functional, *t), tensors, tangents)
+    assert not calls
+    exact = torch.func.jvp(lambda *t: case.call(reference, *t), tensors, tangents)
+    torch.testing.assert_close(ours, exact)
+
+
+@pytest.mark.parametrize(
+    "in_dims", ((0, None, None), (0, 1, 2), (2, 0, None), (None, 1, 0)), ids=str
+)
+@pytest.mark.parametrize("D", (1, 2))
+@pytest.mark.parametrize("cell, P", KINDS)
+def test_vmap_over_batches_is_one_call(cell, P, D, in_dims):
+    """The vmapped dimension becomes part of the batch; results and gradients are those of a loop."""
+    case = Case(cell, T=3, B=2, P=P, D=D)
+    arguments = case.arguments()
+    states = ("input", "h_0", "c_0") if cell == "lstm" else ("input", "h_0")
+    in_dims = in_dims[: len(states)]
+    stacked = []
+    for name, dim in zip(states, in_dims, strict=True):
+        shape = list(arguments[name].shape)
+        if dim is not None:
+            shape.insert(dim, 4)
+        stacked.append(torch.randn(shape, dtype=torch.float64))
+    params = [t for key, t in arguments.items() if key not in states]
+
+    def layer(*states):
+        return case.call(functional, *states, *params)
+
+    with count_kernels() as calls:
+        ours = torch.vmap(layer, in_dims)(*stacked)
+    assert calls == {f"{cell}_forward": 1}
+
+    def pull_back(*states):
+        results, vjp = torch.func.vjp(layer, *states)
+        return vjp(results)
+
+    with count_kernels() as calls:
+        ours_grads = torch.vmap(pull_back, in_dims)(*stacked)
+    assert calls == {f"{cell}_forward": 1, f"{cell}_backward": 1}
+    for i in range(4):
+        own = [t if d is None else t.select(d, i) for t, d in zip(stacked, in_dims, strict=True)]
+        for a, b in zip(ours, layer(*own), strict=True):
+            torch.testing.assert_close(a[i], b)
+        for a, b in zip(ours_grads, pull_back(*own), strict=True):
+            torch.testing.assert_close(a[i], b)
+
+
+@pytest.mark.parametrize("sizes", (None, (2, 2, 1)), ids=("padded", "ragged"))
+@pytest.mark.parametrize("cell, P", KINDS)
+def test_vmap_over_weights_runs_the_kernels(cell, P, sizes):
+    """An ensemble: every parameter stacked, one shared input."""
+    case = Case(cell, T=3, B=2, P=P, batch_sizes=sizes)
+    members = [replace_seed(case, seed).arguments() for seed in range(3)]
+    states = 3 if cell == "lstm" else 2
+    shared = list(members[0].values())[:states]
+    params = [
+        torch.stack(p) for p in zip(*(list(m.values())[states:] for m in members), strict=True)
+    ]
+
+    def loss(params, *states):
+        return sum(r.pow(2).sum() for r in case.call(functional, *states, *params))
+
+    per_member = torch.vmap(torch.func.grad_and_value(loss), (0,) + (None,) * states)
+    with count_kernels() as calls:
+        grads, values = per_member(params, *shared)
+    assert calls == {f"{cell}_forward": 3, f"{cell}_backward": 3}
+    for i in range(3):
+        own = [p[i] for p in params]
+        expected, value = torch.func.grad_and_value(loss)(own, *shared)
+        torch.testing.assert_close(values[i], value)
+        for a, b in zip(grads, expected, strict=True):
+            torch.testing.assert_close(a[i], b)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_per_sample_gradients(cell):
+    """vmap of grad by shared weights: one weight gradient for each sample."""
+    case = Case(cell, T=3, B=1)
+    arguments = case.arguments()
+    states = 3 if cell == "lstm" else 2
+    params = list(arguments.values())[states:]
+    inputs = torch.randn(5, *arguments["input"].shape, dtype=torch.float64)
+    zeros = list(arguments.values())[1:states]
+
+    def loss(params, input):
+        return case.call(functional, input, *zeros, *params)[0].pow(2).sum()
+
+    with count_kernels() as calls:
+        grads = torch.vmap(torch.func.grad(loss), (None, 0))(params, inputs)
+    assert calls[f"{cell}_forward"] == 1 and calls[f"{cell}_backward"] == 5
+    for i, input in enumerate(inputs):
+        for a, b in zip(grads, torch.func.grad(loss)(params, input), strict=True):
+            torch.testing.assert_close(a[i], b)
+
+
+def test_grad_of_vmap_and_nested_vmap():
+    """Transforms the other way round, and two levels of vmap."""
+    case = Case("lstm", T=2, B=1)
+    arguments = case.arguments()
+    params = list(arguments.values())[3:]
+    states = list(arguments.values())[1:3]
+    inputs = torch.randn(2, 3, *arguments["input"].shape, dtype=torch.float64)
+
+    def layer(input, params):
+        return case.call(functional, input, *states, *params)[0]
+
+    def loss(params):
+        twice = torch.vmap(torch.vmap(layer, (0, None)), (0, None))
+        return twice(inputs, params).pow(2).sum()
+
+    def loop(params):
+        return sum(layer(x, params).pow(2).sum() for row in inputs for x in row)
+
+    torch.testing.assert_close(torch.func.grad(loss)(params), torch.func.grad(loop)(params))
+
+
+def replace_seed(case: Case, seed: int) -> Case:
+    return Case(**{**vars(case), "seed": seed})
+
+
+# torch.compile
+
+
+@pytest.mark.parametrize("sizes", (None, (2, 2, 1)), ids=("padded", "ragged"))
+@pytest.mark.parametrize("cell", CELLS)
+def test_compile(cell, sizes):
+    """fullgraph, forward and backward, static and dynamic, on the aot_eager backend."""
+    torch._dynamo.reset()
+    case = Case(cell, T=3, B=2, batch_sizes=sizes)
+    arguments = case.arguments()
+
+    def layer(*tensors):
+        return case.call(functional, *tensors)
+
+    eager = gradients(layer, arguments)
+    compiled = gradients(torch.compile(layer, fullgraph=True, backend="aot_eager"), arguments)
+    torch.testing.assert_close(compiled, eager)
+
+
+@pytest.mark.parametrize("grad", (True, False))
+def test_compile_with_one_tensor_twice(grad):
+    torch._dynamo.reset()
+    case = Case("lstm", B=2)
+    arguments = case.arguments()
+    input, zeros, *params = (arguments.pop("input"), arguments.pop("h_0"), *arguments.values())
+    params = [p.requires_grad_(grad) for p in params[1:]]
+
+    def layer(input, h, params):
+        return functional.lstm(input, h, h, params)
+
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(input, zeros, params), layer(input, zeros, params))
+
+
+@pytest.mark.parametrize("cell", ("lstm", "gru"))
+def test_compile_dynamic_shapes(cell):
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(error_on_recompile=False):
+        graphs = Counter()
+
+        def backend(graph, inputs):
+            graphs["compiled"] += 1
+            return graph.forward
+
+        case = Case(cell, I=6)
+        params = [
+            p.requires_grad_()
+            for p in list(case.arguments().values())[3 if cell == "lstm" else 2 :]
+        ]
+
+        def layer(input, h):
+            return case.call(
+                functional, input, h, *((h.clone(),) if cell == "lstm" else ()), *params
+            )[0]
+
+        compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=backend)
+        for T, B in ((3, 2), (7, 5), (11, 4)):
+            input, h = torch.randn(T, B, 6).double(), torch.randn(1, B, 4).double()
+            torch.testing.assert_close(compiled(input, h), layer(input, h))
+        assert graphs["compiled"] == 1

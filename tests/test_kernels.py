@@ -1,0 +1,375 @@
+"""The kernels, one layer at a time, through seqkern.functional and the raw ops."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from layers import CELLS, Case, gradients, three_ways
+from tolerances import check, check_all
+
+from seqkern import functional, ops, reference
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+# Every cell, and the projected LSTM beside them.
+KINDS = tuple((cell, False) for cell in CELLS) + (("lstm", True),)
+
+
+def case(kind, **sizes) -> Case:
+    cell, projected = kind
+    return Case(cell, P=max(1, sizes["H"] // 2) if projected and sizes["H"] > 1 else 0, **sizes)
+
+
+def name(kind) -> str:
+    return f"{kind[0]}_projected" if kind[1] else kind[0]
+
+
+@pytest.mark.parametrize("H", (1, 3, 15, 16, 17, 64, 130))
+@pytest.mark.parametrize("B", (0, 1, 5, 33))
+@pytest.mark.parametrize("T", (1, 2, 50))
+@pytest.mark.parametrize("kind", KINDS, ids=name)
+def test_float32_sizes(capability, kind, T, B, H):
+    check_all(*three_ways(case(kind, T=T, B=B, I=7, H=H), torch.float32))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("bias", (True, False), ids=("bias", "no_bias"))
+@pytest.mark.parametrize("D", (1, 2))
+@pytest.mark.parametrize("kind", KINDS, ids=name)
+def test_dtypes_directions_biases(capability, kind, D, bias, dtype):
+    for T, B, I, H in ((1, 1, 1, 2), (4, 3, 5, 7), (9, 6, 16, 33)):
+        check_all(*three_ways(case(kind, T=T, B=B, I=I, H=H, D=D, bias=bias), dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("D", (1, 2))
+@pytest.mark.parametrize("kind", KINDS, ids=name)
+def test_ragged(capability, kind, D, dtype):
+    for sizes in ((1,), (4,), (3, 3, 2, 1, 1), (17, 9, 9, 1), (2,) * 6):
+        check_all(*three_ways(case(kind, I=5, H=17, D=D, batch_sizes=sizes), dtype))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_ragged_with_equal_lengths_is_padded(capability, cell):
+    padded, ragged = Case(cell, T=5, B=3, H=17), Case(cell, batch_sizes=(3,) * 5, H=17)
+    a = gradients(lambda *t: padded.call(functional, *t), padded.arguments(torch.float32))
+    arguments = padded.arguments(torch.float32)
+    arguments["input"] = arguments["input"].flatten(0, 1)
+    b = gradients(lambda *t: ragged.call(functional, *t), arguments)
+    for key in a:
+        torch.testing.assert_close(a[key].flatten(), b[key].flatten(), msg=key)
+
+
+# What is not a number, and what is too large, stays where it is.
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+@pytest.mark.parametrize("bad", (float("nan"), float("inf")))
+@pytest.mark.parametrize("cell", CELLS)
+def test_bad_row_stays_alone(capability, cell, bad, dtype):
+    c = Case(cell, T=4, B=9, I=5, H=19, D=2)
+    arguments = c.arguments(dtype)
+    clean = [r.detach() for r in c.call(functional, *arguments.values())]
+    arguments["input"][1, 6] = bad
+    dirty = c.call(functional, *arguments.values())
+    others = [row for row in range(9) if row != 6]
+    for a, b in zip(clean, dirty, strict=True):
+        assert torch.equal(a[:, others], b[:, others])
+    if torch.tensor(bad).isnan():
+        assert dirty[0][1:, 6, :19].isnan().all() and dirty[0][:2, 6, 19:].isnan().all()
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_bad_row_gradient_stays_alone(capability, cell):
+    c = Case(cell, T=4, B=9, I=5, H=19)
+    arguments = c.arguments(torch.float32)
+    clean = gradients(lambda *t: c.call(functional, *t), arguments)
+    arguments["input"][1, 6] = float("nan")
+    dirty = gradients(lambda *t: c.call(functional, *t), arguments)
+    others = [row for row in range(9) if row != 6]
+    for key in ("grad_input", "grad_h_0"):
+        assert torch.equal(clean[key][:, others], dirty[key][:, others])
+        assert dirty[key][:, 6].isnan().any()
+
+
+@pytest.mark.parametrize("value", (1e4, -1e4, 3e38, -3e38, float("inf"), -float("inf")))
+@pytest.mark.parametrize("cell", CELLS)
+def test_saturation_is_torchs(capability, cell, value):
+    """Gates driven to their ends, by finite and infinite input, give torch's values."""
+    c = Case(cell, T=3, B=2, I=1, H=19)
+    arguments = c.arguments(torch.float32)
+    arguments["input"][1] = value
+    ours = c.call(functional, *arguments.values())
+    # torch in float32, not through oneDNN, whose LSTM turns some of these into NaN.
+    with torch.backends.mkldnn.flags(enabled=False):
+        torchs = c.call_torch(*arguments.values())
+    for a, b in zip(ours, torchs, strict=True):
+        torch.testing.assert_close(a, b, equal_nan=True)
+
+
+# Layout of the arguments.
+
+
+def strided(t: torch.Tensor) -> torch.Tensor:
+    """The same numbers at odd strides: every dimension reversed in memory, with gaps between elements."""
+    room = torch.full([2 * s + 1 for s in reversed(t.shape)], 1e30, dtype=t.dtype)
+    view = room.permute(*reversed(range(t.dim())))[tuple(slice(1, None, 2) for _ in t.shape)]
+    view.copy_(t)
+    return view
+
+
+@pytest.mark.parametrize("sizes", (None, (3, 2, 2)), ids=("padded", "ragged"))
+@pytest.mark.parametrize("kind", KINDS, ids=name)
+def test_strides(capability, kind, sizes):
+    c = case(kind, T=3, B=3, I=5, H=9, D=2, batch_sizes=sizes)
+    arguments = c.arguments(torch.float32)
+    plain = gradients(lambda *t: c.call(functional, *t), arguments)
+
+    def call(*tensors):
+        results = c.call(functional, *(strided_view(t) for t in tensors))
+        assert all(r.is_contiguous() for r in results)
+        return results
+
+    class strided_view(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, t):
+            return strided(t)
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad
+
+        def __new__(cls, t):
+            return cls.apply(t)
+
+    odd = gradients(call, arguments)
+    for key in plain:
+        torch.testing.assert_close(odd[key], plain[key], msg=key)
+
+
+def test_expanded_gradient(capability):
+    """The gradient of a sum arrives with strides of zero."""
+    c = Case("lstm", T=3, B=2, H=17)
+    tensors = [t.requires_grad_() for t in c.arguments(torch.float32).values()]
+    c.call(functional, *tensors)[0].sum().backward()
+    other = [t.requires_grad_() for t in c.arguments(torch.float32).values()]
+    output = c.call(functional, *other)[0]
+    output.backward(torch.ones_like(output))
+    for a, b in zip(tensors, other, strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_results_own_their_memory(capability, cell):
+    c = Case(cell, T=1, B=2, H=4)
+    tensors = list(c.arguments(torch.float32).values())
+    results = [*c.call(functional, *tensors)]
+    pointers = {t.untyped_storage().data_ptr() for t in (*tensors, *results)}
+    assert len(pointers) == len(tensors) + len(results)
+
+
+# The raw ops.
+
+
+def op_arguments(c: Case, dtype=torch.float32, save="gates"):
+    arguments = c.arguments(dtype)
+    input, h_0, c_0 = arguments.pop("input"), arguments.pop("h_0"), arguments.pop("c_0", None)
+    return input, c.sizes(), h_0, c_0, list(arguments.values()), save
+
+
+@pytest.mark.parametrize("sizes", (None, (3, 2, 2)), ids=("padded", "ragged"))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+def test_saved_tensors(capability, cell, dtype, sizes):
+    """gates and cells hold what the schema says, step by step."""
+    c = Case(cell, T=3, B=3, I=5, H=9, D=2, batch_sizes=sizes)
+    input, batch_sizes, h_0, c_0, params, _ = op_arguments(c, dtype)
+    output, h_n, c_n, gates, cells = ops.FORWARD[cell](
+        input, batch_sizes, h_0, c_0, params, "gates"
+    )
+    rows = output.numel() // output.size(-1)
+    saved = {"lstm": 4, "gru": 4}.get(cell, 0)
+    assert gates.shape == (2, rows, saved * 9) and gates.dtype == dtype
+    if cell == "lstm":
+        assert cells.shape == (2, rows, 9)
+        assert cells.dtype == torch.promote_types(dtype, torch.float32)
+        # h = o * tanh(c)
+        o = gates.double()[..., 27:]
+        h = output.double().view(rows, 2, 9).transpose(0, 1)
+        torch.testing.assert_close(
+            (o * cells.double().tanh()), h, atol=8 * torch.finfo(dtype).eps, rtol=0
+        )
+    else:
+        assert cells.shape == (0,) and c_n.shape == (0,)
+    none = ops.FORWARD[cell](input, batch_sizes, h_0, c_0, params, "none")
+    assert none[3].shape == none[4].shape == (0,)
+    for a, b in zip(none[:3], (output, h_n, c_n), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("sizes", (None, (3, 2, 2)), ids=("padded", "ragged"))
+@pytest.mark.parametrize("kind", KINDS, ids=name)
+def test_step_gradients(capability, kind, sizes):
+    """step_grad_h and step_grad_c are the loss's total derivatives by each step's h and c.
+
+    Seen through the reference: a direction that starts at step t from (h, c) has them as its gradients of h_0 and c_0.
+    """
+    cell = kind[0]
+    c = case(kind, T=3, B=3, I=5, H=6, batch_sizes=sizes)
+    input, batch_sizes, h_0, c_0, params, _ = op_arguments(c, torch.float64)
+    output, h_n, c_n, gates, cells = ops.FORWARD[cell](
+        input, batch_sizes, h_0, c_0, params, "gates"
+    )
+    grads = [torch.randn_like(t) for t in (output, h_n, c_n)]
+    if c_0 is None:
+        grads[2] = None
+    *_, step_h, step_c = ops.BACKWARD[cell](
+        *grads, input, batch_sizes, h_0, c_0, params, output, gates, cells, False, False, True
+    )
+    steps = [3] * 3 if sizes is None else list(sizes)
+    rows_x, rows_y = input.reshape(-1, 5), output.reshape(-1, output.size(-1))
+    rows_g = grads[0].reshape(rows_y.shape)
+    offset = 0
+    for t, n in enumerate(steps):
+        h_0[0].clone() if t == 0 else h  # noqa: F821
+        rows = slice(offset, offset + n)
+        h_t = rows_y[rows].clone().requires_grad_()
+        c_t = cells[0, rows].clone().requires_grad_() if c_0 is not None else None
+        loss = (h_t * rows_g[rows]).sum()
+        state = [h_t] if c_t is None else [h_t, c_t]
+        ended = slice(steps[t + 1] if t + 1 < len(steps) else 0, n)
+        loss = loss + (h_t[ended] * grads[1][0, ended]).sum()
+        if c_t is not None:
+            loss = loss + (c_t[ended] * grads[2][0, ended]).sum()
+        if t + 1 < len(steps):
+            m = steps[t + 1]
+            later = slice(offset + n, None)
+            out, *finals = reference.layer(
+                cell,
+                rows_x[later],
+                torch.tensor(steps[t + 1 :]),
+                h_t[None, :m],
+                None if c_t is None else c_t[None, :m],
+                params,
+            )
+            loss = loss + (out * rows_g[later]).sum()
+            for final, grad in zip(finals, grads[1:], strict=False):
+                loss = loss + (final * grad[:, :m]).sum()
+        expected = torch.autograd.grad(loss, state)
+        check(step_h[0, rows], expected[0], expected[0], f"step_grad_h at {t}")
+        if c_t is not None:
+            check(step_c[0, rows], expected[1], expected[1], f"step_grad_c at {t}")
+        offset += n
+
+
+@pytest.mark.parametrize(
+    "needs_input, needs_params", list(itertools.product((True, False), repeat=2)), ids=str
+)
+@pytest.mark.parametrize("cell", CELLS)
+def test_backward_returns_what_is_asked(capability, cell, needs_input, needs_params):
+    c = Case(cell, T=3, B=2, I=5, H=9)
+    input, _, h_0, c_0, params, _ = op_arguments(c)
+    output, h_n, c_n, gates, cells = ops.FORWARD[cell](input, None, h_0, c_0, params, "gates")
+    grads = (
+        torch.ones_like(output),
+        torch.ones_like(h_n),
+        None if c_0 is None else torch.ones_like(c_n),
+    )
+    saved = (input, None, h_0, c_0, params, output, gates, cells)
+    everything = ops.BACKWARD[cell](*grads, *saved, True, True, False)
+    some = ops.BACKWARD[cell](*grads, *saved, needs_input, needs_params, False)
+    assert torch.equal(some[1], everything[1]) and torch.equal(some[2], everything[2])
+    if needs_input:
+        assert torch.equal(some[0], everything[0])
+    else:
+        assert some[0].shape == (0,)
+    assert len(some[3]) == (len(params) if needs_params else 0)
+    for a, b in zip(some[3], everything[3], strict=False):
+        assert torch.equal(a, b)
+    assert some[4].shape == some[5].shape == (0,)
+
+
+def test_raw_op_says_that_it_has_no_derivative():
+    input, sizes, h_0, c_0, params, save = op_arguments(Case("gru"))
+    output = ops.FORWARD["gru"](input.requires_grad_(), sizes, h_0, c_0, params, save)[0]
+    with pytest.raises(
+        RuntimeError, match="derivative for seqkern::gru_forward is not implemented"
+    ):
+        output.sum().backward()
+
+
+# Error messages: the argument, what was expected, what came.
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"input": torch.zeros(3, 3)}, r"input must be \[T, B, I\], got \[3, 3\]"),
+        ({"input": torch.zeros(0, 2, 3)}, r"input must have at least one time step"),
+        ({"input": torch.zeros(3, 2, 3, dtype=torch.int64)}, "input must be float32, float64"),
+        ({"input": torch.zeros(3, 2, 5)}, r"w_ih must be \[G\*H, I\] = \[16, 5\], got \[16, 3\]"),
+        ({"h_0": torch.zeros(1, 5, 4)}, r"h_0 must be \[D, B, K\] = \[1, 2, 4\], got \[1, 5, 4\]"),
+        ({"h_0": torch.zeros(3, 2, 4)}, r"h_0 must be \[D, B, K\] with D = 1 or 2"),
+        ({"h_0": torch.zeros(2, 4)}, r"h_0 must be \[D, B, K\]"),
+        ({"h_0": torch.zeros(1, 2, 3)}, r"h_0 must be \[D, B, H\] with H = 4, got \[1, 2, 3\]"),
+        (
+            {"h_0": torch.zeros(1, 2, 4).double()},
+            "h_0 must have the input's dtype Float, got Double",
+        ),
+        ({"c_0": torch.zeros(1, 2, 5)}, r"c_0 must be \[D, B, H\] = \[1, 2, 4\], got \[1, 2, 5\]"),
+        ({"c_0": None}, "c_0 must be given"),
+        ({"w_hh_0": torch.zeros(16, 3)}, r"w_hh must be \[G\*H, H\] = \[16, 4\], got \[16, 3\]"),
+        ({"w_ih_0": torch.zeros(15, 3)}, r"w_ih must be \[G\*H, I\] with G = 4, got \[15, 3\]"),
+        ({"b_ih_0": torch.zeros(3)}, r"b_ih must be \[G\*H\] = \[16\], got \[3\]"),
+        ({"b_hh_0": torch.zeros(16).half()}, "b_hh must have the input's dtype Float, got Half"),
+        (
+            {"b_ih_0": None, "b_hh_0": None, "w_hh_0": None},
+            r"params must hold w_ih, w_hh.*got 1 tensors",
+        ),
+        ({"save": "all"}, "save must be 'gates' or 'none', got 'all'"),
+    ],
+    ids=lambda v: "-".join(v) if isinstance(v, dict) else "",
+)
+def test_argument_errors(change, message):
+    arguments = Case("lstm").arguments(torch.float32) | {"save": "none"} | change
+    save = arguments.pop("save")
+    input, h_0, c_0 = (arguments.pop(k) for k in ("input", "h_0", "c_0"))
+    params = [p for p in arguments.values() if p is not None]
+    with pytest.raises(RuntimeError, match=message):
+        ops.FORWARD["lstm"](input, None, h_0, c_0, params, save)
+
+
+@pytest.mark.parametrize(
+    "sizes, message",
+    [
+        ([2, 3, 1], "must not increase, got 3 at step 1 after 2"),
+        ([3, 2, 0], "must be positive"),
+        ([3, 2, 2], "must add up to the 6 rows of input, got a sum of 7"),
+        ([2, 2, 2], r"h_0 must have the first step's 2 rows, got \[1, 3, 4\]"),
+        ([[3], [2], [1]], r"batch_sizes must be a 1-D int64 CPU tensor, got \[3, 1\]"),
+        ([3.0, 2.0, 1.0], "batch_sizes must be a 1-D int64 CPU tensor"),
+    ],
+)
+def test_batch_sizes_errors(sizes, message):
+    input, _, h_0, _, params, _ = op_arguments(Case("gru", batch_sizes=(3, 2, 1)))
+    with pytest.raises(RuntimeError, match=message):
+        ops.FORWARD["gru"](input, torch.tensor(sizes), h_0, None, params, "none")
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("direction", ("forward", "backward"))
+@pytest.mark.parametrize("sizes", (None, (3, 2, 2)), ids=("padded", "ragged"))
+def test_opcheck(cell, direction, sizes):
+    c = Case(cell, T=3, B=3, D=2, batch_sizes=sizes)
+    arguments = op_arguments(c)
+    if direction == "forward":
+        for save in ("gates", "none"):
+            torch.library.opcheck(ops.FORWARD[cell], (*arguments[:-1], save))
+        return
+    output, h_n, c_n, gates, cells = ops.FORWARD[cell](*arguments)
+    grads = (output, h_n, None if cell != "lstm" else c_n)
+    for flags in ((True, True, False), (False, False, True)):
+        torch.library.opcheck(
+            ops.BACKWARD[cell], (*grads, *arguments[:-1], output, gates, cells, *flags)
+        )

@@ -77,10 +77,10 @@ def torch_openmp(torch) -> str:
 
 class CMakeBuild(build_ext):
     def run(self) -> None:
+        compiler = find_compiler()
         torch = import_torch()
         from torch.utils import cpp_extension
 
-        compiler = find_compiler()
         torch_version = torch.__version__.split("+")[0]
         sanitize = os.environ.get("SEQKERN_SANITIZE", "")
         tag = f"{sys.implementation.cache_tag}-torch{torch_version}"

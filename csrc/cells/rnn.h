@@ -28,7 +28,7 @@ struct RnnTanh : RnnBase {
     saved[0] = M::tanh(x[0] + r[0]);
   }
   template <class M, class V>
-  static SEQKERN_CELL void backward(V grad_h, const V (&/*saved*/)[1], V /*c*/, V /*c_prev*/,
+  static SEQKERN_CELL void backward(V grad_h, const V (& /*saved*/)[1], V /*c*/, V /*c_prev*/,
                                     V /*h_prev*/, V h, V& /*grad_state*/, V& /*grad_c*/,
                                     V (&d)[1]) {
     d[0] = grad_h * (1 - h * h);
@@ -43,7 +43,7 @@ struct RnnRelu : RnnBase {
     saved[0] = a <= V{} ? V{} : a;
   }
   template <class M, class V>
-  static SEQKERN_CELL void backward(V grad_h, const V (&/*saved*/)[1], V /*c*/, V /*c_prev*/,
+  static SEQKERN_CELL void backward(V grad_h, const V (& /*saved*/)[1], V /*c*/, V /*c_prev*/,
                                     V /*h_prev*/, V h, V& /*grad_state*/, V& /*grad_c*/,
                                     V (&d)[1]) {
     d[0] = h <= V{} ? V{} : grad_h;

@@ -38,42 +38,42 @@ template <typename T>
 struct ForwardArgs {
   Steps steps;
   int64_t H, K;
-  const T* x;          // chunk [rows, G*H], row stride ldx: W_ih x, no bias
+  const T* x;  // chunk [rows, G*H], row stride ldx: W_ih x, no bias
   int64_t ldx;
-  const T* product;    // [B, G*H] or null: W_hh h_{t-1}, ready made, for a chunk of one step
-  const T* bias;       // [G + 1, H]: what is added to x; last row: inside the last gate's product
-  const T* w_hh;       // packed [G*H, K] (pack_gates), unread where product is given
-  const T* w_hr;       // packed [K, H] (pack_gates with one gate), null without projection
-  const T* h_0;        // [B, K]
-  T* output;           // all rows [R, ldo], first K columns
+  const T* product;  // [B, G*H] or null: W_hh h_{t-1}, ready made, for a chunk of one step
+  const T* bias;     // [G + 1, H]: what is added to x; last row: inside the last gate's product
+  const T* w_hh;     // packed [G*H, K] (pack_gates), unread where product is given
+  const T* w_hr;     // packed [K, H] (pack_gates with one gate), null without projection
+  const T* h_0;      // [B, K]
+  T* output;         // all rows [R, ldo], first K columns
   int64_t ldo;
-  T* c;                // [B, H] running cell state, c_0 on entry; null where there is none
-  T* gates;            // chunk [rows, S*H] or null: may start where x does
-  T* cells;            // chunk [rows, H] or null: every c_t
-  T* hidden;           // [B, H] scratch with projection: h before it
+  T* c;       // [B, H] running cell state, c_0 on entry; null where there is none
+  T* gates;   // chunk [rows, S*H] or null: may start where x does
+  T* cells;   // chunk [rows, H] or null: every c_t
+  T* hidden;  // [B, H] scratch with projection: h before it
 };
 
 template <typename T>
 struct BackwardArgs {
   Steps steps;
   int64_t H, K;
-  const T* grad_output;   // all rows [R, ldo], first K columns
-  const T* output;        // all rows [R, ldo], first K columns
+  const T* grad_output;  // all rows [R, ldo], first K columns
+  const T* output;       // all rows [R, ldo], first K columns
   int64_t ldo;
-  const T* grad_h_n;      // [B, K]
-  const T* gates;         // chunk [rows, S*H]
-  const T* cells;         // all rows [R, H]
-  const T* h_0;           // [B, K]
-  const T* c_0;           // [B, H]
-  const T* w_hh;          // packed [kGradRotation-rotated G*H, K] (pack_rows), null if T == 1
-  const T* w_hr;          // packed [K, H] (pack_rows), null without projection
-  T* grad_state;          // [B, H]: carried over the steps, grad of c_n on entry for the LSTM
-  T* grad_gates;          // chunk [rows, GG*H], GG = kGradGates
+  const T* grad_h_n;         // [B, K]
+  const T* gates;            // chunk [rows, S*H]
+  const T* cells;            // all rows [R, H]
+  const T* h_0;              // [B, K]
+  const T* c_0;              // [B, H]
+  const T* w_hh;             // packed [kGradRotation-rotated G*H, K] (pack_rows), null if T == 1
+  const T* w_hr;             // packed [K, H] (pack_rows), null without projection
+  T* grad_state;             // [B, H]: carried over the steps, grad of c_n on entry for the LSTM
+  T* grad_gates;             // chunk [rows, GG*H], GG = kGradGates
   const T* grad_gates_next;  // [B, GG*H]: those of the step after the chunk, in time's direction
-  T* grad_h;              // chunk [rows, K] with projection: dLoss/dh_t; else null
-  T* hidden;              // chunk [rows, H] with projection: h before it; else null
-  T* step_grad_h;         // all rows [R, K] or null: dLoss/dh_t
-  T* step_grad_c;         // all rows [R, H] or null: dLoss/dc_t
+  T* grad_h;                 // chunk [rows, K] with projection: dLoss/dh_t; else null
+  T* hidden;                 // chunk [rows, H] with projection: h before it; else null
+  T* step_grad_h;            // all rows [R, K] or null: dLoss/dh_t
+  T* step_grad_c;            // all rows [R, H] or null: dLoss/dc_t
 };
 
 template <typename T>

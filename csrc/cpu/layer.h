@@ -10,21 +10,27 @@ namespace seqkern::cpu::SEQKERN_CAPABILITY {
 
 // Step t as seen by a direction. "before" and "after" are in the direction's own order of time.
 struct Step {
-  int64_t row;       // first row
-  int64_t rows;      // active rows
-  int64_t before;    // first row of the step before, and how many rows continue from it
+  int64_t row;     // first row
+  int64_t rows;    // active rows
+  int64_t before;  // first row of the step before, and how many rows continue from it
   int64_t continued;
-  int64_t after;     // the same for the step after
+  int64_t after;  // the same for the step after
   int64_t continuing;
 };
 
 SEQKERN_INLINE Step step_at(const Steps& s, int64_t t) {
   const auto rows = [&](int64_t u) { return s.offsets[u + 1] - s.offsets[u]; };
   const auto valid = [&](int64_t u) { return u >= 0 && u < s.total; };
-  const auto shared = [&](int64_t u) { return valid(u) ? (rows(u) < rows(t) ? rows(u) : rows(t)) : 0; };
+  const auto shared = [&](int64_t u) {
+    return valid(u) ? (rows(u) < rows(t) ? rows(u) : rows(t)) : 0;
+  };
   const int64_t before = s.reverse ? t + 1 : t - 1, after = s.reverse ? t - 1 : t + 1;
-  return {s.offsets[t],   rows(t), valid(before) ? s.offsets[before] : 0, shared(before),
-          valid(after) ? s.offsets[after] : 0, shared(after)};
+  return {s.offsets[t],
+          rows(t),
+          valid(before) ? s.offsets[before] : 0,
+          shared(before),
+          valid(after) ? s.offsets[after] : 0,
+          shared(after)};
 }
 
 // Values that a tile or an array hands to an epilogue: element (row, unit vector u, gate).
@@ -120,7 +126,8 @@ void forward_epilogue(const ForwardArgs<T>& a, const Step& s, int64_t p, int64_t
       }
       if constexpr (C::kRecurrentBias) {
         q[G - 1] += bias[G];
-        h_prev = lanes.get((r < s.continued ? a.output + (s.before + r) * a.ldo : a.h_0 + r * a.K) + unit);
+        h_prev = lanes.get((r < s.continued ? a.output + (s.before + r) * a.ldo : a.h_0 + r * a.K) +
+                           unit);
       }
       if constexpr (C::kHasCellState) c = lanes.get(a.c + r * H + unit);
       C::template activate<Math<T>>(x, q, saved);
@@ -148,7 +155,8 @@ void forward(const ForwardArgs<T>& a, const Worker& worker) {
   const Range panels = part.panels(num_panels<T>(G, H));
   for (int64_t i = a.steps.begin; i < a.steps.end; ++i) {
     const Step s = step_at(a.steps, a.steps.reverse ? a.steps.begin + a.steps.end - 1 - i : i);
-    const Range old = part.rows(batch, 0, s.continued), fresh = part.rows(batch, s.continued, s.rows);
+    const Range old = part.rows(batch, 0, s.continued),
+                fresh = part.rows(batch, s.continued, s.rows);
     for (int64_t p = panels.begin; p < panels.end; ++p) {
       if (a.product) {
         const int64_t unit = p * unit_vectors(G) * kLanes;
@@ -161,9 +169,11 @@ void forward(const ForwardArgs<T>& a, const Worker& worker) {
       }
       const T* panel = a.w_hh + p * panel_size<T>(G, K);
       const auto epilogue = [&](int64_t first, int64_t rows, const T* out) {
-        forward_epilogue<C>(a, s, p, first, rows, Source<T>{out, kVectors * kLanes, G * kLanes, kLanes});
+        forward_epilogue<C>(a, s, p, first, rows,
+                            Source<T>{out, kVectors * kLanes, G * kLanes, kLanes});
       };
-      for_tiles<T, kVectors>(old.begin, old.end, a.output + s.before * a.ldo, a.ldo, panel, K, epilogue);
+      for_tiles<T, kVectors>(old.begin, old.end, a.output + s.before * a.ldo, a.ldo, panel, K,
+                             epilogue);
       for_tiles<T, kVectors>(fresh.begin, fresh.end, a.h_0, K, panel, K, epilogue);
     }
     part.wait();
@@ -222,8 +232,8 @@ void projected_grad(const BackwardArgs<T>& a, const Step& s, int64_t p, int64_t 
   for_unit_vectors<T, kPlainVectors>(p, a.K, [&](int64_t unit, int64_t u, auto lanes) {
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t r = first + i;
-      const Vec<T> grad_h = lanes.get(recurrent.at(i, u, 0)) +
-                            lanes.get(a.grad_output + (s.row + r) * a.ldo + unit);
+      const Vec<T> grad_h =
+          lanes.get(recurrent.at(i, u, 0)) + lanes.get(a.grad_output + (s.row + r) * a.ldo + unit);
       lanes.put(a.grad_h + (chunk_row + r) * a.K + unit, grad_h);
       if (a.step_grad_h) lanes.put(a.step_grad_h + (s.row + r) * a.K + unit, grad_h);
     }
@@ -247,7 +257,8 @@ void backward_epilogue(const BackwardArgs<T>& a, const Step& s, int64_t p, int64
       }
       if constexpr (C::kCarriesGradH) {
         grad_h += grad_state;
-        h_prev = lanes.get((r < s.continued ? a.output + (s.before + r) * a.ldo : a.h_0 + r * a.K) + unit);
+        h_prev = lanes.get((r < s.continued ? a.output + (s.before + r) * a.ldo : a.h_0 + r * a.K) +
+                           unit);
       }
       if constexpr (S > 0) {
         for (int k = 0; k < S; ++k) saved[k] = lanes.get(a.gates + row * (S * H) + k * H + unit);
@@ -295,16 +306,16 @@ void backward(const BackwardArgs<T>& a, const Worker& worker) {
     const auto recurrent = [&](auto epilogue) {
       for (int64_t p = panels.begin; p < panels.end; ++p) {
         if (going_on.begin < going_on.end) {
-          for_tiles<T, kPlainVectors>(going_on.begin, going_on.end, next, width,
-                                      a.w_hh + p * panel_size<T>(1, k), k,
-                                      [&](int64_t first, int64_t rows, const T* out) {
-                                        epilogue(a, s, p, first, rows,
-                                                 Source<T>{out, kPlainVectors * kLanes, kLanes, 0});
-                                      });
+          for_tiles<T, kPlainVectors>(
+              going_on.begin, going_on.end, next, width, a.w_hh + p * panel_size<T>(1, k), k,
+              [&](int64_t first, int64_t rows, const T* out) {
+                epilogue(a, s, p, first, rows, Source<T>{out, kPlainVectors * kLanes, kLanes, 0});
+              });
         }
         if (ending.begin < ending.end) {
-          epilogue(a, s, p, ending.begin, ending.end - ending.begin,
-                   Source<T>{a.grad_h_n + ending.begin * K + p * kPlainVectors * kLanes, K, kLanes, 0});
+          epilogue(
+              a, s, p, ending.begin, ending.end - ending.begin,
+              Source<T>{a.grad_h_n + ending.begin * K + p * kPlainVectors * kLanes, K, kLanes, 0});
         }
       }
     };
@@ -317,9 +328,8 @@ void backward(const BackwardArgs<T>& a, const Worker& worker) {
       const Range mine = part.panels(num_panels<T>(1, H)), all = part.rows(batch, 0, s.rows);
       const T* grad_h = a.grad_h + (s.row - steps.offsets[steps.begin]) * K;
       for (int64_t p = mine.begin; p < mine.end; ++p) {
-        for_tiles<T, kPlainVectors>(all.begin, all.end, grad_h, K,
-                                    a.w_hr + p * panel_size<T>(1, K), K,
-                                    [&](int64_t first, int64_t rows, const T* out) {
+        for_tiles<T, kPlainVectors>(all.begin, all.end, grad_h, K, a.w_hr + p * panel_size<T>(1, K),
+                                    K, [&](int64_t first, int64_t rows, const T* out) {
                                       backward_epilogue<C>(
                                           a, s, p, first, rows,
                                           Source<T>{out, kPlainVectors * kLanes, kLanes, 0});

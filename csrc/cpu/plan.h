@@ -7,12 +7,12 @@
 namespace seqkern::cpu {
 
 struct Problem {
-  int64_t T, B, H, K;   // B: rows of the first step
-  int gates;            // columns of a row's activations or gradients, in units of H
+  int64_t T, B, H, K;  // B: rows of the first step
+  int gates;           // columns of a row's activations or gradients, in units of H
   int directions;
-  bool ragged;          // steps have different numbers of rows
-  int panel_units;      // hidden units in one panel of packed weights
-  int element_size;     // bytes of the arithmetic's type
+  bool ragged;             // steps have different numbers of rows
+  int panel_units;         // hidden units in one panel of packed weights
+  int element_size;        // bytes of the arithmetic's type
   int64_t min_chunk_rows;  // fewest rows worth a product of their own outside the time loop
 };
 

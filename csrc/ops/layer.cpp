@@ -24,8 +24,7 @@ constexpr CellInfo info_of(const char* name) {
 }
 
 constexpr CellInfo kCells[kNumCells] = {info_of<Lstm>("lstm"), info_of<Gru>("gru"),
-                                        info_of<RnnTanh>("rnn_tanh"),
-                                        info_of<RnnRelu>("rnn_relu")};
+                                        info_of<RnnTanh>("rnn_tanh"), info_of<RnnRelu>("rnn_relu")};
 
 void check_sizes(const char* cell, const char* name, const at::Tensor& tensor, const char* shape,
                  at::IntArrayRef sizes) {
@@ -85,10 +84,9 @@ Layer check_layer(Cell cell, const at::Tensor& input, const std::optional<at::Te
   TORCH_CHECK(input.dim() == (s.ragged ? 2 : 3), "seqkern::", name, ": input must be ",
               s.ragged ? "[R, I] with batch_sizes" : "[T, B, I]", ", got ", input.sizes());
   const auto dtype = input.scalar_type();
-  TORCH_CHECK(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 ||
-                  dtype == at::kHalf,
-              "seqkern::", name, ": input must be float32, float64, bfloat16 or float16, got ",
-              dtype);
+  TORCH_CHECK(
+      dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf,
+      "seqkern::", name, ": input must be float32, float64, bfloat16 or float16, got ", dtype);
   TORCH_CHECK(h_0.dim() == 3 && (h_0.size(0) == 1 || h_0.size(0) == 2), "seqkern::", name,
               ": h_0 must be [D, B, K] with D = 1 or 2 directions, got ", h_0.sizes());
   s.D = h_0.size(0);
@@ -136,8 +134,8 @@ Layer check_layer(Cell cell, const at::Tensor& input, const std::optional<at::Te
   }
   TORCH_CHECK(s.T > 0, "seqkern::", name, ": input must have at least one time step, got ",
               input.sizes());
-  TORCH_CHECK(s.projection || s.K == s.H, "seqkern::", name, ": h_0 must be [D, B, H] with H = ",
-              s.H, ", got ", h_0.sizes());
+  TORCH_CHECK(s.projection || s.K == s.H, "seqkern::", name,
+              ": h_0 must be [D, B, H] with H = ", s.H, ", got ", h_0.sizes());
   check_like(name, "h_0", h_0, input);
   for (const Direction& d : s.directions) {
     check_tensor(s, "w_ih", d.w_ih, "[G*H, I]", {width, s.I}, input);

@@ -92,9 +92,7 @@ struct Run {
   bool converts() const { return storage.dtype() != compute.dtype(); }
   Tensor empty(at::IntArrayRef sizes) const { return at::empty(sizes, compute); }
   // In the arithmetic's type, contiguous; the tensor itself where it is so already.
-  Tensor in_compute(const Tensor& tensor) const {
-    return tensor.to(compute.dtype()).contiguous();
-  }
+  Tensor in_compute(const Tensor& tensor) const { return tensor.to(compute.dtype()).contiguous(); }
 
   int64_t chunks() const { return static_cast<int64_t>(bounds.size()) - 1; }
   int64_t max_chunk_rows() const {
@@ -140,7 +138,8 @@ struct Run {
 template <typename T>
 void copy_rows(T* to, int64_t to_stride, const T* from, int64_t from_stride, int64_t n,
                int64_t width) {
-  for (int64_t r = 0; r < n; ++r) std::memcpy(to + r * to_stride, from + r * from_stride, width * sizeof(T));
+  for (int64_t r = 0; r < n; ++r)
+    std::memcpy(to + r * to_stride, from + r * from_stride, width * sizeof(T));
 }
 
 // The rows that take their last step, in direction d's order of time, at step t: [begin, end).
@@ -255,12 +254,12 @@ ForwardResult forward(const Layer& s, const Tensor& input, const Tensor& h_0, co
         // reads all of them, so that it must wait for one another here.
         const PerDirection& dir = dirs[d];
         if (dir.packed_hh.defined()) {
-          table.pack_gates(input_data<T>(dir.w_hh), K, G, H, K, data<T>(dir.packed_hh), worker.index,
-                           worker.count);
+          table.pack_gates(input_data<T>(dir.w_hh), K, G, H, K, data<T>(dir.packed_hh),
+                           worker.index, worker.count);
         }
         if (s.projection) {
-          table.pack_gates(input_data<T>(dir.w_hr), H, 1, K, H, data<T>(dir.packed_hr), worker.index,
-                           worker.count);
+          table.pack_gates(input_data<T>(dir.w_hr), H, 1, K, H, data<T>(dir.packed_hr),
+                           worker.index, worker.count);
         }
         worker.barrier->wait(worker.count);
       }
@@ -285,8 +284,9 @@ ForwardResult forward(const Layer& s, const Tensor& input, const Tensor& h_0, co
 
   const Tensor none = at::empty({0}, run.storage);
   const auto stored = [&](const Tensor& t) { return t.to(run.storage.dtype()); };
-  return {stored(output).view(s.sequence_sizes(s.D * K)), stored(h_n), c.defined() ? stored(c) : none,
-          gates.defined() ? gates : none, cells.defined() ? cells : none};
+  return {stored(output).view(s.sequence_sizes(s.D * K)), stored(h_n),
+          c.defined() ? stored(c) : none, gates.defined() ? gates : none,
+          cells.defined() ? cells : none};
 }
 
 template <typename T>
@@ -325,10 +325,10 @@ BackwardResult backward(const Layer& s, const BackwardInputs& in) {
 
   struct PerDirection {
     Tensor w_ih, w_hh, w_hr, packed_hh, packed_hr;
-    Tensor gates;       // [rows, S*H]: made again, or converted from the type they are saved in
+    Tensor gates;  // [rows, S*H]: made again, or converted from the type they are saved in
     Tensor x, product, bias;  // what the gates are made from again
-    Tensor grad_gates;  // [rows, GG*H]
-    Tensor next, first;  // [B, GG*H]: of the step after the chunk, of each row's first step
+    Tensor grad_gates;        // [rows, GG*H]
+    Tensor next, first;       // [B, GG*H]: of the step after the chunk, of each row's first step
     Tensor grad_h, hidden, h_prev;
     Tensor grad_w_ih, grad_w_hh, grad_b, grad_w_hr;
   };
@@ -370,7 +370,8 @@ BackwardResult backward(const Layer& s, const BackwardInputs& in) {
       PerDirection& dir = dirs[d];
       const auto chunk = run.chunk(i, d == 0);
       if (dir.h_prev.defined()) {
-        // What each row's step began with, gathered: one product for the chunk, whatever starts in it.
+        // What each row's step began with, gathered: one product for the chunk, whatever starts in
+        // it.
         T* h_prev = data<T>(dir.h_prev);
         for (int64_t t = chunk.begin; t < chunk.end; ++t) {
           const int64_t before = d == 0 ? t - 1 : t + 1;
@@ -386,10 +387,15 @@ BackwardResult backward(const Layer& s, const BackwardInputs& in) {
       }
       const T* gates = nullptr;
       if (recompute) {
-        Tensor from_x = dir.x.narrow(0, 0, chunk.rows), from_h = dir.product.narrow(0, 0, chunk.rows);
+        Tensor from_x = dir.x.narrow(0, 0, chunk.rows),
+               from_h = dir.product.narrow(0, 0, chunk.rows);
         at::mm_out(from_x, x.narrow(0, chunk.row, chunk.rows), dir.w_ih.t());
         at::mm_out(from_h, dir.h_prev.narrow(0, 0, chunk.rows), dir.w_hh.t());
-        remade[d] = {H, chunk.rows, data<T>(dir.x), data<T>(dir.product), data<T>(dir.bias),
+        remade[d] = {H,
+                     chunk.rows,
+                     data<T>(dir.x),
+                     data<T>(dir.product),
+                     data<T>(dir.bias),
                      data<T>(dir.gates)};
         gates = data<T>(dir.gates);
       } else if (S > 0) {
@@ -441,7 +447,9 @@ BackwardResult backward(const Layer& s, const BackwardInputs& in) {
       PerDirection& dir = dirs[d];
       const auto chunk = run.chunk(i, d == 0);
       const T* grad_gates = data<T>(dir.grad_gates);
-      const auto rows_of = [&](int64_t t) { return grad_gates + (s.offsets[t] - chunk.row) * width; };
+      const auto rows_of = [&](int64_t t) {
+        return grad_gates + (s.offsets[t] - chunk.row) * width;
+      };
       if (dir.next.defined()) {
         const int64_t last = d == 0 ? chunk.begin : chunk.end - 1;
         copy_rows(data<T>(dir.next), width, rows_of(last), width, s.rows(last), width);
@@ -461,8 +469,8 @@ BackwardResult backward(const Layer& s, const BackwardInputs& in) {
       }
       if (in.needs_params_grad) {
         const int beta = i == 0 ? 0 : 1;
-        at::addmm_out(dir.grad_w_ih, dir.grad_w_ih, grad_in.t(),
-                      x.narrow(0, chunk.row, chunk.rows), beta);
+        at::addmm_out(dir.grad_w_ih, dir.grad_w_ih, grad_in.t(), x.narrow(0, chunk.row, chunk.rows),
+                      beta);
         at::addmm_out(dir.grad_w_hh, dir.grad_w_hh, grad_rec.t(),
                       dir.h_prev.narrow(0, 0, chunk.rows), beta);
         if (s.bias) dir.grad_b.add_(grad.sum(0));
@@ -485,7 +493,8 @@ BackwardResult backward(const Layer& s, const BackwardInputs& in) {
     Tensor to = grad_h_0[d];
     const int64_t head = G * H - rotation;
     at::mm_out(to, dir.first.narrow(1, 0, head), dir.w_hh.narrow(0, rotation, head));
-    if (rotation > 0) to.addmm_(dir.first.narrow(1, head, rotation), dir.w_hh.narrow(0, 0, rotation));
+    if (rotation > 0)
+      to.addmm_(dir.first.narrow(1, head, rotation), dir.w_hh.narrow(0, 0, rotation));
   }
   if (info.carries_grad_h) grad_h_0.add_(grad_state);
   out.grad_h_0 = stored(grad_h_0);

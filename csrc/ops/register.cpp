@@ -29,15 +29,18 @@ constexpr const char* kBackwardSchema =
     "Tensor step_grad_h, Tensor step_grad_c)";
 
 template <Cell cell>
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
-    const Tensor& input, const Optional& batch_sizes, const Tensor& h_0, const Optional& c_0,
-    at::TensorList params, c10::string_view save) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor& input,
+                                                           const Optional& batch_sizes,
+                                                           const Tensor& h_0, const Optional& c_0,
+                                                           at::TensorList params,
+                                                           c10::string_view save) {
   const Layer layer = check_layer(cell, input, batch_sizes, h_0, c_0, params);
   TORCH_CHECK(save == "gates" || save == "states" || save == "none", "seqkern::", layer.info.name,
               ": save must be 'gates', 'states' or 'none', got '", std::string(save), "'");
-  ForwardResult r = forward_cpu(
-      layer, input, h_0, c_0,
-      save == "gates" ? Save::Gates : save == "states" ? Save::States : Save::None);
+  ForwardResult r = forward_cpu(layer, input, h_0, c_0,
+                                save == "gates"    ? Save::Gates
+                                : save == "states" ? Save::States
+                                                   : Save::None);
   return {r.output, r.h_n, r.c_n, r.gates, r.cells};
 }
 

@@ -46,7 +46,8 @@ struct Inputs {
 };
 
 struct Outputs {
-  Doubles output, c_n, gates, cells, grad_gates, grad_state, step_grad_h, step_grad_c, hidden;
+  Doubles output, c_n, gates, cells, grad_gates, grad_state, step_grad_h, step_grad_c, hidden,
+      activated;
 };
 
 template <class T>
@@ -93,15 +94,27 @@ Outputs run(const LayerKernels<T>& kernels, const Shape& s, const Inputs& in) {
   for (int i = 0; i < chunks; ++i) {
     const Steps st = steps(i, s.reverse);
     const int64_t row = s.offsets[st.begin];
-    const ForwardArgs<T> args = {st, H, K, x.data() + row * G * H, G * H, pointer(product),
-                                 bias.data(), packed.data(), pointer(packed_hr), h_0.data(),
-                                 output.data(), K, pointer(c),
+    const ForwardArgs<T> args = {st,
+                                 H,
+                                 K,
+                                 x.data() + row * G * H,
+                                 G * H,
+                                 pointer(product),
+                                 bias.data(),
+                                 packed.data(),
+                                 pointer(packed_hr),
+                                 h_0.data(),
+                                 output.data(),
+                                 K,
+                                 pointer(c),
                                  s.saved ? gates.data() + row * s.saved * H : nullptr,
-                                 lstm ? cells.data() + row * H : nullptr, pointer(hidden)};
+                                 lstm ? cells.data() + row * H : nullptr,
+                                 pointer(hidden)};
     parallel(s.threads, [&](int index, int count) {
       if (i == 0) {
         kernels.pack_gates(w_hh.data(), K, G, H, K, packed.data(), index, count);
-        if (s.projection) kernels.pack_gates(w_hr.data(), H, 1, K, H, packed_hr.data(), index, count);
+        if (s.projection)
+          kernels.pack_gates(w_hr.data(), H, 1, K, H, packed_hr.data(), index, count);
         barrier.wait(count);
       }
       kernels.forward[cell](args, {index, count, s.split_rows, &barrier});
@@ -109,8 +122,8 @@ Outputs run(const LayerKernels<T>& kernels, const Shape& s, const Inputs& in) {
   }
 
   std::vector<T> packed_rows(kernels.packed_rows_size(G * H, K)), packed_hr_rows,
-      grad_state(as<T>(in.grad_c_n)), all_grad_gates, grad_gates, next(B * width),
-      grad_h, hidden_rows, all_hidden, step_h(R * K), step_c(lstm ? R * H : 0);
+      grad_state(as<T>(in.grad_c_n)), all_grad_gates, grad_gates, next(B * width), grad_h,
+      hidden_rows, all_hidden, step_h(R * K), step_c(lstm ? R * H : 0);
   if (s.cell == Cell::Gru) grad_state.assign(B * H, T(0));
   if (s.projection) packed_hr_rows.resize(kernels.packed_rows_size(K, H));
   all_grad_gates.resize(R * width);
@@ -120,15 +133,30 @@ Outputs run(const LayerKernels<T>& kernels, const Shape& s, const Inputs& in) {
     const int64_t row = s.offsets[st.begin], rows = s.offsets[st.end] - row;
     grad_gates.assign(rows * width, T(0));
     if (s.projection) grad_h.assign(rows * K, T(0)), hidden_rows.assign(rows * H, T(0));
-    const BackwardArgs<T> args = {
-        st, H, K, grad_output.data(), output.data(), K, grad_h_n.data(),
-        s.saved ? gates.data() + row * s.saved * H : nullptr, pointer(cells), h_0.data(),
-        pointer(c_0), packed_rows.data(), pointer(packed_hr_rows), pointer(grad_state),
-        grad_gates.data(), next.data(), pointer(grad_h), pointer(hidden_rows), step_h.data(),
-        pointer(step_c)};
+    const BackwardArgs<T> args = {st,
+                                  H,
+                                  K,
+                                  grad_output.data(),
+                                  output.data(),
+                                  K,
+                                  grad_h_n.data(),
+                                  s.saved ? gates.data() + row * s.saved * H : nullptr,
+                                  pointer(cells),
+                                  h_0.data(),
+                                  pointer(c_0),
+                                  packed_rows.data(),
+                                  pointer(packed_hr_rows),
+                                  pointer(grad_state),
+                                  grad_gates.data(),
+                                  next.data(),
+                                  pointer(grad_h),
+                                  pointer(hidden_rows),
+                                  step_h.data(),
+                                  pointer(step_c)};
     parallel(s.threads, [&](int index, int count) {
       if (i == 0) {
-        kernels.pack_rows(w_hh.data(), K, G * H, s.rotation * H, K, packed_rows.data(), index, count);
+        kernels.pack_rows(w_hh.data(), K, G * H, s.rotation * H, K, packed_rows.data(), index,
+                          count);
         if (s.projection) {
           kernels.pack_rows(w_hr.data(), H, K, 0, H, packed_hr_rows.data(), index, count);
         }
@@ -142,9 +170,16 @@ Outputs run(const LayerKernels<T>& kernels, const Shape& s, const Inputs& in) {
     const auto from = grad_gates.begin() + (s.offsets[last] - row) * width;
     std::copy(from, from + (s.offsets[last + 1] - s.offsets[last]) * width, next.begin());
   }
-  return {to_doubles(output), to_doubles(c), to_doubles(gates), to_doubles(cells),
-          to_doubles(all_grad_gates), to_doubles(grad_state), to_doubles(step_h),
-          to_doubles(step_c), to_doubles(all_hidden)};
+  // Gates again, from x and from a product whose values do not matter: x's own.
+  std::vector<T> activated(s.saved ? R * s.saved * H : 0);
+  parallel(s.threads, [&](int index, int count) {
+    kernels.activate[cell]({H, R, x.data(), x.data(), bias.data(), pointer(activated)},
+                           {index, count, s.split_rows, &barrier});
+  });
+  return {
+      to_doubles(output),         to_doubles(c),          to_doubles(gates),  to_doubles(cells),
+      to_doubles(all_grad_gates), to_doubles(grad_state), to_doubles(step_h), to_doubles(step_c),
+      to_doubles(all_hidden),     to_doubles(activated)};
 }
 
 int failures = 0;
@@ -158,11 +193,12 @@ void compare(const char* name, const Shape& s, int bits, const Doubles& got, con
   }
   if (std::sqrt(difference) <= allowed * std::sqrt(norm)) return;
   ++failures;
-  std::printf("FAIL f%d %s: relative error %.3g (allowed %.3g); cell %d T %ld B %ld H %ld K %ld "
-              "projection %d reverse %d ragged %d product %d rows %d threads %d chunk %ld\n",
-              bits, name, std::sqrt(difference / norm), allowed, static_cast<int>(s.cell),
-              long(s.T), long(s.B), long(s.H), long(s.K), s.projection, s.reverse, s.ragged,
-              s.ready_product, s.split_rows, s.threads, long(s.chunk_rows));
+  std::printf(
+      "FAIL f%d %s: relative error %.3g (allowed %.3g); cell %d T %ld B %ld H %ld K %ld "
+      "projection %d reverse %d ragged %d product %d rows %d threads %d chunk %ld\n",
+      bits, name, std::sqrt(difference / norm), allowed, static_cast<int>(s.cell), long(s.T),
+      long(s.B), long(s.H), long(s.K), s.projection, s.reverse, s.ragged, s.ready_product,
+      s.split_rows, s.threads, long(s.chunk_rows));
 }
 
 void compare(const Shape& s, int bits, const Outputs& got, const Outputs& exact, double allowed) {
@@ -175,6 +211,7 @@ void compare(const Shape& s, int bits, const Outputs& got, const Outputs& exact,
   compare("step_grad_h", s, bits, got.step_grad_h, exact.step_grad_h, allowed);
   compare("step_grad_c", s, bits, got.step_grad_c, exact.step_grad_c, allowed);
   compare("hidden", s, bits, got.hidden, exact.hidden, allowed);
+  compare("activated", s, bits, got.activated, exact.activated, allowed);
 }
 
 }  // namespace
@@ -215,14 +252,21 @@ int main(int argc, char** argv) {
     const auto values = [&](int64_t n, double scale) {
       Doubles v(n);
       // Multiples of 1/1024 are the same number in float and in double.
-      for (double& e : v) e = std::round(std::normal_distribution<double>(0, scale)(random) * 1024) / 1024;
+      for (double& e : v)
+        e = std::round(std::normal_distribution<double>(0, scale)(random) * 1024) / 1024;
       return v;
     };
     const int64_t R = s.offsets.back(), G = s.gates;
     const double weight = 1 / std::sqrt(double(s.K) + 1);
-    Inputs in{values(R * G * s.H, 1), values((G + 1) * s.H, 1), values(G * s.H * s.K, weight),
+    Inputs in{values(R * G * s.H, 1),
+              values((G + 1) * s.H, 1),
+              values(G * s.H * s.K, weight),
               s.projection ? values(s.K * s.H, 1 / std::sqrt(double(s.H))) : Doubles(),
-              values(s.B * s.K, 1), {}, values(R * s.K, 1), values(s.B * s.K, 1), {}};
+              values(s.B * s.K, 1),
+              {},
+              values(R * s.K, 1),
+              values(s.B * s.K, 1),
+              {}};
     if (s.cell == Cell::Lstm) in.c_0 = values(s.B * s.H, 1), in.grad_c_n = values(s.B * s.H, 1);
     Shape one = s;
     one.threads = 1;

@@ -56,8 +56,7 @@ long double ulps(T got, long double exact) {
   if (std::fabs(exact) > largest / 2) return got > largest / 4 ? 0 : INFINITY;
   int exponent;
   std::frexp(exact, &exponent);
-  return std::fabs(got - exact) /
-         std::ldexp(1.0L, exponent - std::numeric_limits<T>::digits);
+  return std::fabs(got - exact) / std::ldexp(1.0L, exponent - std::numeric_limits<T>::digits);
 }
 
 template <class F, class T>
@@ -108,7 +107,8 @@ void limits() {
   expect<Exp, T>(-inf, 0), expect<Exp, T>(inf, inf), expect<Exp, T>(0, 1), expect<Exp, T>(nan, nan);
   expect<Sigmoid, T>(-inf, 0), expect<Sigmoid, T>(inf, 1), expect<Sigmoid, T>(0, T(0.5));
   expect<Sigmoid, T>(nan, nan);
-  expect<Tanh, T>(-inf, -1), expect<Tanh, T>(inf, 1), expect<Tanh, T>(0, 0), expect<Tanh, T>(nan, nan);
+  expect<Tanh, T>(-inf, -1), expect<Tanh, T>(inf, 1), expect<Tanh, T>(0, 0),
+      expect<Tanh, T>(nan, nan);
 }
 
 }  // namespace

@@ -31,7 +31,8 @@ __global__ void forward(int64_t n, const float* x,  // [G, n]
     gates[gate] = x[gate * n + i];
     products[gate] = r[gate * n + i];
   }
-  C::template forward<ScalarMath>(gates, products, h_prev[i], state[i], kept, h[i]);
+  C::template activate<ScalarMath>(gates, products, kept);
+  h[i] = C::template combine<ScalarMath>(kept, h_prev[i], state[i]);
   for (int value = 0; value < C::kSaved; ++value) saved[value * n + i] = kept[value];
 }
 

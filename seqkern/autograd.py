@@ -1,9 +1,11 @@
-"""The layer as a differentiable function: kernels forward and backward, the reference for what lies beyond.
+"""The layer as a differentiable function: kernels forward and backward, the reference for what lies
+beyond.
 
-``Layer`` runs the forward kernel and saves the gates; its backward pass is ``LayerGrad``, which runs the backward kernel and
-whose own derivative is taken through ``seqkern.reference``. So double backward, ``torch.func`` and ``torch.compile`` all see
-two plain Functions. There is no ``jvp``: Dynamo refuses Functions that have one, and ``seqkern.functional`` takes the reference
-while a forward-mode level is active.
+``Layer`` runs the forward kernel and saves the gates; its backward pass is ``LayerGrad``, which
+runs the backward kernel and whose own derivative is taken through ``seqkern.reference``. So double
+backward, ``torch.func`` and ``torch.compile`` all see two plain Functions. There is no ``jvp``:
+Dynamo refuses Functions that have one, and ``seqkern.functional`` takes the reference while a
+forward-mode level is active.
 """
 
 from __future__ import annotations
@@ -33,10 +35,11 @@ class _Function(Function):
 
 
 class Layer(_Function):
-    """``Layer.apply(cell, batch_sizes, input, h_0, c_0, *params)`` -> output, h_n, c_n, gates, cells.
+    """``Layer.apply(cell, batch_sizes, input, h_0, c_0, *params)`` -> output, h_n, c_n, gates,
+    cells.
 
-    gates and cells are what the backward kernel needs; they carry no gradient. c_0 is None for cells without c, and c_n is
-    then empty.
+    gates and cells are what the backward kernel needs; they carry no gradient. c_0 is None for
+    cells without c, and c_n is then empty.
     """
 
     @staticmethod
@@ -88,7 +91,8 @@ class Layer(_Function):
 
 
 class LayerGrad(_Function):
-    """The backward kernel: grad_input, grad_h_0, grad_c_0 and the parameters' gradients (empty where not asked for)."""
+    """The backward kernel: grad_input, grad_h_0, grad_c_0 and the parameters' gradients (empty
+    where not asked for)."""
 
     @staticmethod
     def forward(
@@ -146,7 +150,8 @@ class LayerGrad(_Function):
             return wanted(_fill(primals, pull_back(_present((grad_output, grad_h_n, grad_c_n)))))
 
         def wanted(gradients):
-            """Of grad_input, grad_h_0, grad_c_0, *grad_params: those that the forward pass returned."""
+            """Of grad_input, grad_h_0, grad_c_0, *grad_params: those that the forward pass
+            returned."""
             grad_input, grad_h_0, grad_c_0, *grad_params = gradients
             grads = [grad_input] if ctx.needs_input else []
             grads += [grad_h_0] if operands[5] is None else [grad_h_0, grad_c_0]

@@ -1,16 +1,18 @@
 """One layer on plain tensors: what the modules are made of.
 
-T time steps, B batch, I input size, H hidden size, P projected size, K = P or H, D directions (1, or 2 for both),
-R rows: ``sum(batch_sizes)``. Padded input is ``[T, B, I]``. Ragged input is ``[R, I]`` as in ``PackedSequence.data`` with its
-``batch_sizes`` (int64, on the CPU, never growing). ``params`` is one flat list, per direction
-``w_ih [G*H, I], w_hh [G*H, K][, b_ih [G*H], b_hh [G*H]][, w_hr [P, H]]``, the order of ``torch.nn``'s parameters.
+T time steps, B batch, I input size, H hidden size, P projected size, K = P or H, D directions (1,
+or 2 for both), R rows: ``sum(batch_sizes)``. Padded input is ``[T, B, I]``. Ragged input is
+``[R, I]`` as in ``PackedSequence.data`` with its ``batch_sizes`` (int64, on the CPU, never
+growing). ``params`` is one flat list in the order of ``torch.nn``'s parameters, per direction
+``w_ih [G*H, I], w_hh [G*H, K][, b_ih [G*H], b_hh [G*H]][, w_hr [P, H]]``.
 
-float32, float64, bfloat16 and float16 on the CPU run the kernels (the two short ones with float32 arithmetic and a
-float32 cell state). Everything else runs ``seqkern.reference``: other dtypes, a forward-mode differentiation level
-(``torch.func.jvp``), and devices without kernels, for which a warning is given once.
+float32, float64, bfloat16 and float16 on the CPU run the kernels (the two short ones with float32
+arithmetic and a float32 cell state). Everything else runs ``seqkern.reference``: other dtypes, a
+forward-mode differentiation level (``torch.func.jvp``), and devices without kernels, for which a
+warning is given once.
 
-Under ``torch.autocast`` the operands (float64 apart) are cast to the autocast dtype A. On the CPU results have the dtypes
-that torch's own functions give them, on other devices all are A:
+Under ``torch.autocast`` the operands (float64 apart) are cast to the autocast dtype A. On the CPU
+results have the dtypes that torch's own functions give them, on other devices all are A:
 
 =====================  =======================  =======================
 CPU autocast           output, h_n              c_n
@@ -23,8 +25,9 @@ lstm with projection   A                        promote(c_0, A)
 lstm_cell              promote(c, A)            promote(c, A)
 =====================  =======================  =======================
 
-Arithmetic: Hochreiter & Schmidhuber 1997 with forget gates (Gers et al. 2000) for LSTM, projection as in Sak et al. 2014;
-Cho et al. 2014 for GRU, in cuDNN's form with the reset gate after the product; Elman 1990 for RNN.
+Arithmetic: Hochreiter & Schmidhuber 1997 with forget gates (Gers et al. 2000) for LSTM, projection
+as in Sak et al. 2014; Cho et al. 2014 for GRU, in cuDNN's form with the reset gate after the
+product; Elman 1990 for RNN.
 """
 
 from __future__ import annotations
@@ -57,8 +60,8 @@ def lstm(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A layer of LSTM, in one direction or both.
 
-    Returns output ``[T, B, D*K]`` (``[R, D*K]`` for ragged input), h_n ``[D, B, K]`` and c_n ``[D, B, H]``, all
-    contiguous. RuntimeError names the argument whose shape or dtype does not fit.
+    Returns output ``[T, B, D*K]`` (``[R, D*K]`` for ragged input), h_n ``[D, B, K]`` and c_n ``[D,
+    B, H]``, all contiguous. RuntimeError names the argument whose shape or dtype does not fit.
 
     Example::
 
@@ -77,8 +80,8 @@ def gru(
 ) -> tuple[Tensor, Tensor]:
     """A layer of GRU (reset gate after the product), in one direction or both.
 
-    Returns output ``[T, B, D*H]`` (``[R, D*H]`` for ragged input) and h_n ``[D, B, H]``, both contiguous. RuntimeError names
-    the argument whose shape or dtype does not fit.
+    Returns output ``[T, B, D*H]`` (``[R, D*H]`` for ragged input) and h_n ``[D, B, H]``, both
+    contiguous. RuntimeError names the argument whose shape or dtype does not fit.
 
     Example::
 
@@ -96,10 +99,11 @@ def rnn(
     batch_sizes: Tensor | None = None,  # [T]
     nonlinearity: str = "tanh",
 ) -> tuple[Tensor, Tensor]:
-    """A layer of Elman RNN, in one direction or both; nonlinearity is ``"tanh"`` or ``"relu"`` (else ValueError).
+    """A layer of Elman RNN, in one direction or both; nonlinearity is ``"tanh"`` or ``"relu"``
+    (else ValueError).
 
-    Returns output ``[T, B, D*H]`` (``[R, D*H]`` for ragged input) and h_n ``[D, B, H]``, both contiguous. RuntimeError names
-    the argument whose shape or dtype does not fit.
+    Returns output ``[T, B, D*H]`` (``[R, D*H]`` for ragged input) and h_n ``[D, B, H]``, both
+    contiguous. RuntimeError names the argument whose shape or dtype does not fit.
 
     Example::
 
@@ -126,8 +130,8 @@ def lstm_cell(
     Example::
 
         cell = torch.nn.LSTMCell(3, 4)
-        h, c = lstm_cell(torch.randn(2, 3), torch.zeros(2, 4), torch.zeros(2, 4), *cell.parameters())
-        h.shape, c.shape  # [2, 4], [2, 4]
+        h, c = lstm_cell(torch.randn(2, 3), torch.zeros(2, 4), torch.zeros(2, 4),
+        *cell.parameters()) h.shape, c.shape  # [2, 4], [2, 4]
     """
     params = _cell_params(w_ih, w_hh, b_ih, b_hh)
     _, h, c = layer(
@@ -144,7 +148,8 @@ def gru_cell(
     b_ih: Tensor | None = None,  # [3*H]
     b_hh: Tensor | None = None,  # [3*H]
 ) -> Tensor:
-    """One step of GRU: the next h ``[B, H]``. RuntimeError names the argument whose shape or dtype does not fit.
+    """One step of GRU: the next h ``[B, H]``. RuntimeError names the argument whose shape or dtype
+    does not fit.
 
     Example::
 
@@ -165,7 +170,8 @@ def rnn_cell(
     b_hh: Tensor | None = None,  # [H]
     nonlinearity: str = "tanh",
 ) -> Tensor:
-    """One step of Elman RNN: the next h ``[B, H]``; nonlinearity is ``"tanh"`` or ``"relu"`` (else ValueError).
+    """One step of Elman RNN: the next h ``[B, H]``; nonlinearity is ``"tanh"`` or ``"relu"`` (else
+    ValueError).
 
     RuntimeError names the argument whose shape or dtype does not fit.
 
@@ -228,7 +234,8 @@ def layer(
 
 
 def _distinct(tensors) -> list[Tensor | None]:
-    """Dynamo can't trace a Function that is given one tensor twice (h_0 for c_0, tied weights): a view for each repetition."""
+    """Dynamo can't trace a Function that is given one tensor twice (h_0 for c_0, tied weights): a
+    view for each repetition."""
     distinct = []
     for tensor in tensors:
         if tensor is not None and any(tensor is other for other in distinct):
@@ -238,7 +245,8 @@ def _distinct(tensors) -> list[Tensor | None]:
 
 
 def _autocast(cell, input, batch_sizes, h_0, c_0, params, one_step) -> tuple[Tensor, ...]:
-    """Casts before the kernel sees the tensors, so that its gradients come back through the casts; then the table above."""
+    """Casts before the kernel sees the tensors, so that its gradients come back through the casts;
+    then the table above."""
     device = input.device.type
     autocast_dtype = torch.get_autocast_dtype(device)
 
@@ -275,6 +283,7 @@ def _without_kernel(cell, input, batch_sizes, h_0, c_0, params) -> tuple[Tensor,
 @functools.cache
 def _warn_no_kernels(device: str) -> None:
     warnings.warn(
-        f"seqkern has no kernels for device '{device}' yet: its layers run there as slow loops of torch operations",
+        f"seqkern has no kernels for device '{device}' yet: its layers run there as slow loops of "
+        "torch operations",
         stacklevel=4,
     )

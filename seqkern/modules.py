@@ -1,10 +1,12 @@
 """Drop-in replacements for ``torch.nn.LSTM``, ``GRU``, ``RNN`` and their cells.
 
-Constructors, parameters, initial values, results and errors are torch's; ``torch.nn``'s documentation holds, and its formulas
-are the source of the arithmetic. These classes derive from ``torch.nn.RNNBase`` and ``RNNCellBase``, not from ``torch.nn.LSTM``
-and its like: ``torch.compile`` breaks the graph on ``isinstance(module, (nn.RNN, nn.GRU, nn.LSTM))``.
+Constructors, parameters, initial values, results and errors are torch's; ``torch.nn``'s
+documentation holds, and its formulas are the source of the arithmetic. These classes derive from
+``torch.nn.RNNBase`` and ``RNNCellBase``, not from ``torch.nn.LSTM`` and its like: ``torch.compile``
+breaks the graph on ``isinstance(module, (nn.RNN, nn.GRU, nn.LSTM))``.
 
-This file knows layers, directions, dropout and PackedSequence; each layer is one call into ``seqkern.functional``.
+This file knows layers, directions, dropout and PackedSequence; each layer is one call into
+``seqkern.functional``.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ _TORCH_FUNCTIONS = {
 
 
 class _Layers(nn.RNNBase):
-    """What LSTM, GRU and RNN share. ``states`` is (h_0, c_0) or (h_0,), each [L*D, B, ...] in sorted order, or None."""
+    """What LSTM, GRU and RNN share. ``states`` is (h_0, c_0) or (h_0,), each [L*D, B, ...] in
+    sorted order, or None."""
 
     def flatten_parameters(self) -> None:
         """Does nothing: the kernels take the parameters as they lie."""
@@ -105,7 +108,8 @@ class _Layers(nn.RNNBase):
             raise
 
     def _run_torch(self, input, batch_sizes, states, weights) -> None:
-        """torch's own layers on the same arguments: called for its error where dtypes or devices are mixed."""
+        """torch's own layers on the same arguments: called for its error where dtypes or devices
+        are mixed."""
         options = (self.bias, self.num_layers, self.dropout, self.training, self.bidirectional)
         if batch_sizes is None:
             arguments = (input, self._hidden(states), weights, *options, False)
@@ -114,7 +118,8 @@ class _Layers(nn.RNNBase):
         _TORCH_FUNCTIONS[self.mode](*arguments)
 
     def _weights(self) -> list[Tensor]:
-        """The parameters in torch's flat order, by name at every call: users swap them in many ways."""
+        """The parameters in torch's flat order, by name at every call: users swap them in many
+        ways."""
         registered = self._parameters
         return [
             weight if (weight := registered.get(name)) is not None else getattr(self, name)
@@ -147,7 +152,8 @@ class _Layers(nn.RNNBase):
         )
 
     def _check(self, input, states) -> None:
-        """torch's checks of padded arguments in torch's order; returns where torch goes on, as under autocast."""
+        """torch's checks of padded arguments in torch's order; returns where torch goes on, as
+        under autocast."""
         self._update_flat_weights()
         dim = input.dim()
         if dim not in (2, 3):
@@ -183,13 +189,14 @@ def _mixed(input: Tensor, *others: Tensor) -> bool:
 class LSTM(_Layers):
     """``torch.nn.LSTM`` on seqkern's kernels: same constructor, parameters, results and errors.
 
-    ``LSTM(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0, bidirectional=False,
-    proj_size=0, device=None, dtype=None)``
+    ``LSTM(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0,
+    bidirectional=False, proj_size=0, device=None, dtype=None)``
 
-    ``forward(input, hx=None)`` takes input ``[T, B, I]`` (``[B, T, I]`` with batch_first, ``[T, I]`` unbatched) or a
-    PackedSequence, and hx = (h_0 ``[L*D, B, P or H]``, c_0 ``[L*D, B, H]``), zeros by default. It returns
-    output ``[T, B, D*(P or H)]`` (or as the input came) and (h_n, c_n), shaped as hx. float32, float64, bfloat16 or float16.
-    ValueError or RuntimeError as torch raises them for arguments that do not fit.
+    ``forward(input, hx=None)`` takes input ``[T, B, I]`` (``[B, T, I]`` with batch_first,
+    ``[T, I]`` unbatched) or a PackedSequence, and hx = (h_0 ``[L*D, B, P or H]``, c_0 ``[L*D, B, H]``),
+    zeros by default. It returns output ``[T, B, D*(P or H)]`` (or as the input came) and (h_n,
+    c_n), shaped as hx. float32, float64, bfloat16 or float16. ValueError or RuntimeError as torch
+    raises them for arguments that do not fit.
 
     Example::
 
@@ -245,13 +252,13 @@ def _pair(hx, function: str = "lstm") -> tuple[Tensor, Tensor]:
 class GRU(_Layers):
     """``torch.nn.GRU`` on seqkern's kernels: same constructor, parameters, results and errors.
 
-    ``GRU(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0, bidirectional=False, device=None,
-    dtype=None)``
+    ``GRU(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0,
+    bidirectional=False, device=None, dtype=None)``
 
-    ``forward(input, hx=None)`` takes input ``[T, B, I]`` (``[B, T, I]`` with batch_first, ``[T, I]`` unbatched) or a
-    PackedSequence, and hx = h_0 ``[L*D, B, H]``, zeros by default. It returns output ``[T, B, D*H]`` (or as the input
-    came) and h_n, shaped as h_0. float32, float64, bfloat16 or float16. ValueError or RuntimeError as torch raises them for
-    arguments that do not fit.
+    ``forward(input, hx=None)`` takes input ``[T, B, I]`` (``[B, T, I]`` with batch_first,
+    ``[T, I]`` unbatched) or a PackedSequence, and hx = h_0 ``[L*D, B, H]``, zeros by default. It returns
+    output ``[T, B, D*H]`` (or as the input came) and h_n, shaped as h_0. float32, float64, bfloat16
+    or float16. ValueError or RuntimeError as torch raises them for arguments that do not fit.
 
     Example::
 
@@ -276,13 +283,14 @@ _NO_PROJECTION = "proj_size argument is only supported for LSTM, not RNN or GRU"
 class RNN(_Layers):
     """``torch.nn.RNN`` on seqkern's kernels: same constructor, parameters, results and errors.
 
-    ``RNN(input_size, hidden_size, num_layers=1, nonlinearity='tanh', bias=True, batch_first=False, dropout=0.0,
-    bidirectional=False, device=None, dtype=None)``; nonlinearity is ``'tanh'`` or ``'relu'``.
+    ``RNN(input_size, hidden_size, num_layers=1, nonlinearity='tanh', bias=True, batch_first=False,
+    dropout=0.0, bidirectional=False, device=None, dtype=None)``; nonlinearity is ``'tanh'`` or
+    ``'relu'``.
 
-    ``forward(input, hx=None)`` takes input ``[T, B, I]`` (``[B, T, I]`` with batch_first, ``[T, I]`` unbatched) or a
-    PackedSequence, and hx = h_0 ``[L*D, B, H]``, zeros by default. It returns output ``[T, B, D*H]`` (or as the input
-    came) and h_n, shaped as h_0. float32, float64, bfloat16 or float16. ValueError or RuntimeError as torch raises them for
-    arguments that do not fit.
+    ``forward(input, hx=None)`` takes input ``[T, B, I]`` (``[B, T, I]`` with batch_first,
+    ``[T, I]`` unbatched) or a PackedSequence, and hx = h_0 ``[L*D, B, H]``, zeros by default. It returns
+    output ``[T, B, D*H]`` (or as the input came) and h_n, shaped as h_0. float32, float64, bfloat16
+    or float16. ValueError or RuntimeError as torch raises them for arguments that do not fit.
 
     Example::
 
@@ -365,9 +373,10 @@ class _Cell(nn.RNNCellBase):
 class LSTMCell(_Cell):
     """``torch.nn.LSTMCell`` on seqkern's kernels: same constructor, parameters, results and errors.
 
-    ``LSTMCell(input_size, hidden_size, bias=True, device=None, dtype=None)``; ``forward(input, hx=None)`` takes input
-    ``[B, I]`` or ``[I]`` and hx = (h, c), each ``[B, H]`` or ``[H]``, zeros by default, and returns the next (h, c).
-    ValueError or RuntimeError as torch raises them for arguments that do not fit.
+    ``LSTMCell(input_size, hidden_size, bias=True, device=None, dtype=None)``; ``forward(input,
+    hx=None)`` takes input ``[B, I]`` or ``[I]`` and hx = (h, c), each ``[B, H]`` or ``[H]``, zeros
+    by default, and returns the next (h, c). ValueError or RuntimeError as torch raises them for
+    arguments that do not fit.
 
     Example::
 
@@ -391,9 +400,10 @@ class LSTMCell(_Cell):
 class GRUCell(_Cell):
     """``torch.nn.GRUCell`` on seqkern's kernels: same constructor, parameters, results and errors.
 
-    ``GRUCell(input_size, hidden_size, bias=True, device=None, dtype=None)``; ``forward(input, hx=None)`` takes input
-    ``[B, I]`` or ``[I]`` and hx ``[B, H]`` or ``[H]``, zeros by default, and returns the next h. ValueError or RuntimeError
-    as torch raises them for arguments that do not fit.
+    ``GRUCell(input_size, hidden_size, bias=True, device=None, dtype=None)``; ``forward(input,
+    hx=None)`` takes input ``[B, I]`` or ``[I]`` and hx ``[B, H]`` or ``[H]``, zeros by default, and
+    returns the next h. ValueError or RuntimeError as torch raises them for arguments that do not
+    fit.
 
     Example::
 
@@ -412,9 +422,10 @@ class GRUCell(_Cell):
 class RNNCell(_Cell):
     """``torch.nn.RNNCell`` on seqkern's kernels: same constructor, parameters, results and errors.
 
-    ``RNNCell(input_size, hidden_size, bias=True, nonlinearity='tanh', device=None, dtype=None)``, nonlinearity ``'tanh'`` or
-    ``'relu'``; ``forward(input, hx=None)`` takes input ``[B, I]`` or ``[I]`` and hx ``[B, H]`` or ``[H]``, zeros by default,
-    and returns the next h. ValueError or RuntimeError as torch raises them for arguments that do not fit.
+    ``RNNCell(input_size, hidden_size, bias=True, nonlinearity='tanh', device=None, dtype=None)``,
+    nonlinearity ``'tanh'`` or ``'relu'``; ``forward(input, hx=None)`` takes input ``[B, I]`` or
+    ``[I]`` and hx ``[B, H]`` or ``[H]``, zeros by default, and returns the next h. ValueError or
+    RuntimeError as torch raises them for arguments that do not fit.
 
     Example::
 

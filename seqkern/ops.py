@@ -1,7 +1,7 @@
 """The dispatcher's view of the kernels: overloads by cell name, fake kernels and vmap rules.
 
-The schemas are in csrc/ops. T time steps, B batch, R rows (T*B, or the sum of batch_sizes), I, H and K = P or H features,
-D directions, S values per unit saved by a cell for its backward pass.
+The schemas are in csrc/ops. T time steps, B batch, R rows (T*B, or the sum of batch_sizes), I, H
+and K = P or H features, D directions, S values per unit saved by a cell for its backward pass.
 """
 
 from __future__ import annotations
@@ -89,12 +89,14 @@ def _fake_backward(cell: str):
 
 
 # ---- vmap ----
-# With shared weights and padded rows the vmapped dimension N becomes part of the batch: one kernel call on N*B rows. Where
-# that is impossible (own weights or ragged rows in each slice, or a weight gradient wanted for each slice), one call a slice.
+# With shared weights and padded rows the vmapped dimension N becomes part of the batch: one kernel
+# call on N*B rows. Where that is impossible (own weights or ragged rows in each slice, or a weight
+# gradient wanted for each slice), one call a slice.
 
 
 def _fold(tensor: Tensor | None, bdim: int | None, n: int, before: int) -> Tensor | None:
-    """Moves the vmapped dimension (or n copies of the tensor) in front of dimension `before` and merges the two."""
+    """Moves the vmapped dimension (or n copies of the tensor) in front of dimension `before` and
+    merges the two."""
     if tensor is None:
         return None
     if bdim is None:
@@ -105,7 +107,8 @@ def _fold(tensor: Tensor | None, bdim: int | None, n: int, before: int) -> Tenso
 
 
 def _unfold(tensor: Tensor, n: int, dim: int) -> Tensor:
-    """Splits dimension dim = n * B into [n, B]; tensors of shape [0] (absent results) get n empty slices."""
+    """Splits dimension dim = n * B into [n, B]; tensors of shape [0] (absent results) get n empty
+    slices."""
     if tensor.dim() == 1:
         return tensor.unsqueeze(0).expand(n, 0)
     return tensor.unflatten(dim, (n, tensor.size(dim) // n))

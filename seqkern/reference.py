@@ -1,11 +1,12 @@
 """The layers as readable loops in torch operations: what the kernels are tested against.
 
-Same names and signatures as ``seqkern.functional``. Differentiable any number of times, forward and reverse, under any
-``torch.func`` transform, on any device and dtype, and slow. ``functional`` takes these loops where it has no kernel.
-Float16 and bfloat16 are computed in float32 and rounded at the end.
+Same names and signatures as ``seqkern.functional``. Differentiable any number of times, forward and
+reverse, under any ``torch.func`` transform, on any device and dtype, and slow. ``functional`` takes
+these loops where it has no kernel. Float16 and bfloat16 are computed in float32 and rounded at the
+end.
 
-Parameters come as one flat list: per direction ``w_ih, w_hh[, b_ih, b_hh][, w_hr]``. Gate order as in ``torch.nn``:
-i, f, g, o for LSTM; r, z, n for GRU.
+Parameters come as one flat list: per direction ``w_ih, w_hh[, b_ih, b_hh][, w_hr]``. Gate order as
+in ``torch.nn``: i, f, g, o for LSTM; r, z, n for GRU.
 
 Example::
 
@@ -27,7 +28,8 @@ __all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell"]
 _ROUNDED = (torch.bfloat16, torch.float16)
 
 
-# One step of each cell: x is w_ih @ input + b_ih, [n, G*H]; state is (h, c) or (h,); the new state comes back.
+# One step of each cell: x is w_ih @ input + b_ih, [n, G*H]; state is (h, c) or (h,); the new state
+# comes back.
 
 
 def _lstm_step(x: Tensor, state: tuple[Tensor, ...], w_hh, b_hh, w_hr) -> tuple[Tensor, ...]:
@@ -72,7 +74,8 @@ def _named(params: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
 
 
 def _direction(step, inputs, state, params, reverse: bool):
-    """One direction: inputs are the steps' rows [n_t, I], n_t never growing with t; a row's state stays when it ends."""
+    """One direction: inputs are the steps' rows [n_t, I], n_t never growing with t; a row's state
+    stays when it ends."""
     w_ih, w_hh, b_ih, b_hh, w_hr = _named(params)
     outputs = []
     for x in reversed(inputs) if reverse else inputs:

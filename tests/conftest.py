@@ -11,7 +11,8 @@ _THREADS = torch.get_num_threads()
 
 @pytest.fixture(autouse=True)
 def _same_start():
-    """Each test starts with one seed, the default dtype and as many threads as the run began with."""
+    """Each test starts with one seed, the default dtype and as many threads as the run began
+    with."""
     torch.manual_seed(0)
     yield
     torch.set_default_dtype(torch.float32)

@@ -1,4 +1,5 @@
-"""Layers for tests: random arguments, and the same computation by kernel, reference and torch.nn."""
+"""Layers for tests: random arguments, and the same computation by kernel, reference and
+torch.nn."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ class Case:
         return None if self.batch_sizes is None else torch.tensor(self.batch_sizes)
 
     def arguments(self, dtype=torch.float64) -> dict[str, Tensor]:
-        """input, h_0, c_0 (LSTM) and the parameters w_ih_0, w_hh_0, ... by name: the same numbers in every dtype."""
+        """input, h_0, c_0 (LSTM) and the parameters w_ih_0, w_hh_0, ... by name: the same numbers
+        in every dtype."""
         g = torch.Generator().manual_seed(self.seed)
         batch = self.B if self.batch_sizes is None else self.batch_sizes[0]
         rows = (self.T, batch) if self.batch_sizes is None else (sum(self.batch_sizes),)
@@ -60,7 +62,8 @@ class Case:
         return {name: t.to(dtype) for name, t in named.items()}
 
     def call(self, module, *tensors: Tensor):
-        """The layer by seqkern.functional or seqkern.reference, on tensors in the order of arguments()."""
+        """The layer by seqkern.functional or seqkern.reference, on tensors in the order of
+        arguments()."""
         if self.cell == "lstm":
             input, h_0, c_0, *params = tensors
             return module.lstm(input, h_0, c_0, params, self.sizes())
@@ -94,8 +97,8 @@ def gradients(function, arguments: dict[str, Tensor], seed: int = 1) -> dict[str
 def three_ways(case: Case, dtype: torch.dtype) -> tuple[dict, dict, dict]:
     """Results and gradients of the kernel in dtype, the reference in float64, and torch in dtype.
 
-    Small layers are drawn several times and the draws stacked: on a handful of numbers torch may be exact by luck, and
-    twice nothing is no bar.
+    Small layers are drawn several times and the draws stacked: on a handful of numbers torch may be
+    exact by luck, and twice nothing is no bar.
     """
     batch = case.B if case.batch_sizes is None else case.batch_sizes[0]
     draws = max(1, 32 // max(1, batch * case.H))

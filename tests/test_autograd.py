@@ -16,7 +16,8 @@ KINDS = (*((cell, 0) for cell in CELLS), ("lstm", 2))
 
 
 class count_kernels(TorchDispatchMode):
-    """How often each seqkern op ran: ``with count_kernels() as calls: ...; calls["lstm_forward"]``."""
+    """How often each seqkern op ran: ``with count_kernels() as calls: ...;
+    calls["lstm_forward"]``."""
 
     def __enter__(self):
         super().__enter__()
@@ -205,7 +206,8 @@ def test_forward_mode_takes_the_reference(cell, P):
 @pytest.mark.parametrize("D", (1, 2))
 @pytest.mark.parametrize("cell, P", KINDS)
 def test_vmap_over_batches_is_one_call(cell, P, D, in_dims):
-    """The vmapped dimension becomes part of the batch; results and gradients are those of a loop."""
+    """The vmapped dimension becomes part of the batch; results and gradients are those of a
+    loop."""
     case = Case(cell, T=3, B=2, P=P, D=D)
     arguments = case.arguments()
     states = ("input", "h_0", "c_0") if cell == "lstm" else ("input", "h_0")

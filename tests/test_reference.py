@@ -1,4 +1,5 @@
-"""The reference is right: it is torch.nn in float64, and differentiable like any torch operation."""
+"""The reference is right: it is torch.nn in float64, and differentiable like any torch
+operation."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """The one tolerance rule of the numerical tests.
 
-The reference is float64. The error, in the norm of the whole tensor, may be twice that of torch.nn in the same dtype on
-the same input plus 16 * eps * norm(reference). Where torch has no kernel in a dtype, its float32 result rounded stands in
+The reference is float64. The error, in the norm of the whole tensor, may be twice that of torch.nn
+in the same dtype on the same input plus 16 * eps * norm(reference). Where torch has no kernel in a
+dtype, its float32 result rounded stands in
 for it.
 """
 
@@ -12,7 +13,8 @@ from torch import Tensor
 
 
 def check(actual: Tensor, reference: Tensor, torchs: Tensor, what: str = "result") -> None:
-    """Asserts the rule: actual and torchs (torch.nn's result) in one dtype, reference in float64."""
+    """Asserts the rule: actual and torchs (torch.nn's result) in one dtype, reference in
+    float64."""
     assert reference.dtype == torch.float64, f"{what}: reference must be float64"
     assert actual.dtype == torchs.dtype, f"{what}: {actual.dtype} instead of {torchs.dtype}"
     assert actual.shape == reference.shape, f"{what}: {actual.shape} instead of {reference.shape}"

@@ -30,6 +30,8 @@ class NextWord(nn.Module):
 class Trainer:
     """One model in training; remembers each step's loss and times."""
 
+    HISTORY = ("losses", "step_seconds", "forward_seconds", "backward_seconds")
+
     def __init__(self, model: NextWord, rate: float):
         self.model = model
         self.optimizer = torch.optim.Adam(model.parameters(), lr=rate)
@@ -71,8 +73,6 @@ class Trainer:
         self.backward_seconds.append(backward)
         self.losses.append(loss.item())
         return self.losses[-1]
-
-    HISTORY = ("losses", "step_seconds", "forward_seconds", "backward_seconds")
 
     def state(self) -> dict:
         return {

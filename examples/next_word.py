@@ -27,7 +27,7 @@ NAMESPACES = {"torch.nn": torch.nn, "seqkern": seqkern}
 CELLS = ("LSTM", "GRU")
 SAVE_EVERY = 100  # steps
 BUDGETS = {  # steps, lengths of the table, seconds of timing for each of its entries
-    "full": (300, (1, 4, 16, 64, 256, 1024), 0.5),
+    "full": (500, (1, 4, 16, 64, 256, 1024), 0.5),
     "small": (60, (1, 16, 128), 0.05),
 }
 
@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add = options.add_argument
     add("--budget", choices=BUDGETS, default="full", help="small: well under a minute")
-    add("--steps", type=number(int, 0), help="training steps (full: 300, small: 60)")
+    add("--steps", type=number(int, 0), help="training steps (full: 500, small: 60)")
     add("--minutes", type=number(float, 0), default=2.5, help="training ends here (default 2.5)")
     add("--cells", nargs="+", choices=CELLS, default=CELLS, help="default: both")
     add("--threads", type=number(int, 0), default=torch.get_num_threads())
@@ -68,8 +68,8 @@ def parser() -> argparse.ArgumentParser:
     add("--layers", type=number(int, 0), default=2, help="recurrent layers (default 2)")
     add("--dropout", type=number(float, -1e-9, 1), default=0.1, help="between them (default 0.1)")
     add("--batch", type=number(int, 0), default=16, help="sequences (default 16)")
-    add("--length", type=number(int, 0, 5000), default=64, help="words of each (default 64)")
-    add("--rate", type=number(float, 0), default=2e-3, help="Adam's step size (default 0.002)")
+    add("--length", type=number(int, 0, 5000), default=32, help="words of each (default 32)")
+    add("--rate", type=number(float, 0), default=5e-3, help="Adam's step size (default 0.005)")
     add("--seed", type=number(int, -1), default=0)
 
     group = options.add_argument_group("checkpoint")

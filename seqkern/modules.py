@@ -102,14 +102,14 @@ class _Layers(nn.RNNBase):
                 output, *final = layer(cell, output, batch_sizes, h_0[k], c_0[k], own)
                 finals.append(final[: len(states)])
             return output, tuple([torch.cat(s) for s in zip(*finals, strict=True)])
-        except RuntimeError:
+        except (AttributeError, RuntimeError):
             if _mixed(input, *states, *weights):
                 self._run_torch(input, batch_sizes, states, weights)
             raise
 
     def _run_torch(self, input, batch_sizes, states, weights) -> None:
         """torch's own layers on the same arguments: called for its error where dtypes or devices
-        are mixed."""
+        are mixed or a parameter is None."""
         options = (self.bias, self.num_layers, self.dropout, self.training, self.bidirectional)
         if batch_sizes is None:
             arguments = (input, self._hidden(states), weights, *options, False)
@@ -147,7 +147,7 @@ class _Layers(nn.RNNBase):
             return True
         rows = self.num_layers * 2 if self.bidirectional else self.num_layers
         return all(
-            state.shape == (rows, *batch, width)
+            state.dim() == dim and state.shape == (rows, *batch, width)
             for state, width in zip(states, self._state_widths(), strict=True)
         )
 
@@ -182,8 +182,8 @@ class _Layers(nn.RNNBase):
         return f"For {{kind}} input, hx should also be {{dim}}-D but got {h_0.dim()}-D tensor"
 
 
-def _mixed(input: Tensor, *others: Tensor) -> bool:
-    return any(t.dtype != input.dtype or t.device != input.device for t in others)
+def _mixed(input: Tensor, *others: Tensor | None) -> bool:
+    return any(t is None or t.dtype != input.dtype or t.device != input.device for t in others)
 
 
 class LSTM(_Layers):
@@ -193,8 +193,8 @@ class LSTM(_Layers):
     bidirectional=False, proj_size=0, device=None, dtype=None)``
 
     ``forward(input, hx=None)`` takes input ``[T, B, I]`` (``[B, T, I]`` with batch_first,
-    ``[T, I]`` unbatched) or a PackedSequence, and hx = (h_0 ``[L*D, B, P or H]``, c_0 ``[L*D, B, H]``),
-    zeros by default. It returns output ``[T, B, D*(P or H)]`` (or as the input came) and (h_n,
+    ``[T, I]`` unbatched) or a PackedSequence, and hx = (h_0 ``[L*D, B, P or H]``, c_0
+    ``[L*D, B, H]``), zeros by default. It returns output ``[T, B, D*(P or H)]`` (or as the input came) and (h_n,
     c_n), shaped as hx. float32, float64, bfloat16 or float16. ValueError or RuntimeError as torch
     raises them for arguments that do not fit.
 
@@ -213,8 +213,8 @@ class LSTM(_Layers):
     permute_hidden = nn.LSTM.permute_hidden
 
     def forward(self, input, hx=None):
-        if hx is not None:
-            hx = _pair(hx)
+        if hx is not None and not (type(hx) is tuple and len(hx) == 2):
+            hx = _pair(hx, "lstm")
         return self._forward(input, hx)
 
     def _state_widths(self) -> tuple[int, ...]:
@@ -239,14 +239,13 @@ class LSTM(_Layers):
         )
 
 
-def _pair(hx, function: str = "lstm") -> tuple[Tensor, Tensor]:
-    """(h_0, c_0) from a tuple or list of two; the errors of torch's own function of that name."""
+def _pair(hx, function: str) -> tuple[Tensor, Tensor]:
+    """(h, c) from another sequence of two; errors as with torch's function of that name."""
     if isinstance(hx, Tensor):
-        raise TypeError("hx must be a tuple (h_0, c_0), got one tensor")
-    pair = hx[0], hx[1]
-    if len(hx) != 2:
+        raise TypeError(f"{function}() takes hx as a tuple (h, c), got one tensor")
+    if len(hx) != 2 and not (len(hx) < 2 and function == "lstm"):
         raise RuntimeError(f"{function} expects two hidden states")
-    return pair
+    return hx[0], hx[1]
 
 
 class GRU(_Layers):
@@ -256,8 +255,8 @@ class GRU(_Layers):
     bidirectional=False, device=None, dtype=None)``
 
     ``forward(input, hx=None)`` takes input ``[T, B, I]`` (``[B, T, I]`` with batch_first,
-    ``[T, I]`` unbatched) or a PackedSequence, and hx = h_0 ``[L*D, B, H]``, zeros by default. It returns
-    output ``[T, B, D*H]`` (or as the input came) and h_n, shaped as h_0. float32, float64, bfloat16
+    ``[T, I]`` unbatched) or a PackedSequence, and hx = h_0 ``[L*D, B, H]``, zeros by default. It
+    returns output ``[T, B, D*H]`` (or as the input came) and h_n, shaped as h_0. float32, float64, bfloat16
     or float16. ValueError or RuntimeError as torch raises them for arguments that do not fit.
 
     Example::
@@ -288,8 +287,8 @@ class RNN(_Layers):
     ``'relu'``.
 
     ``forward(input, hx=None)`` takes input ``[T, B, I]`` (``[B, T, I]`` with batch_first,
-    ``[T, I]`` unbatched) or a PackedSequence, and hx = h_0 ``[L*D, B, H]``, zeros by default. It returns
-    output ``[T, B, D*H]`` (or as the input came) and h_n, shaped as h_0. float32, float64, bfloat16
+    ``[T, I]`` unbatched) or a PackedSequence, and hx = h_0 ``[L*D, B, H]``, zeros by default. It
+    returns output ``[T, B, D*H]`` (or as the input came) and h_n, shaped as h_0. float32, float64, bfloat16
     or float16. ValueError or RuntimeError as torch raises them for arguments that do not fit.
 
     Example::
@@ -325,6 +324,13 @@ class _Cell(nn.RNNCellBase):
         """The next states as ``function`` of seqkern.functional returns them."""
         if input.dim() != 2:
             return self._unbatched(function, torch_function, input, states)
+        try:
+            return self._batched(function, torch_function, input, states)
+        except (AttributeError, RuntimeError):
+            self._check_ranks(input, states)
+            raise
+
+    def _batched(self, function, torch_function, input: Tensor, states):
         if states is None:
             states = self._zeros(input)
         weights = self._weights()
@@ -332,7 +338,6 @@ class _Cell(nn.RNNCellBase):
             return function(input, *states, *weights)
         except RuntimeError:
             # Arguments that do not fit: the error is torch's.
-            self._check_ranks(input, states)
             torch_function(input, states if len(states) == 2 else states[0], *weights)
             raise
 
@@ -340,7 +345,7 @@ class _Cell(nn.RNNCellBase):
         self._check_ranks(input, states)
         if states is not None:
             states = tuple([s.unsqueeze(0) for s in states])
-        new = self._step(function, torch_function, input.unsqueeze(0), states)
+        new = self._batched(function, torch_function, input.unsqueeze(0), states)
         return new.squeeze(0) if isinstance(new, Tensor) else tuple([s.squeeze(0) for s in new])
 
     def _weights(self) -> list[Tensor | None]:
@@ -389,7 +394,7 @@ class LSTMCell(_Cell):
         super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
 
     def forward(self, input, hx=None):
-        if hx is not None:
+        if hx is not None and not (type(hx) is tuple and len(hx) == 2):
             hx = _pair(hx, "lstm_cell")
         return self._step(lstm_cell, _torch_lstm_cell, input, hx)
 

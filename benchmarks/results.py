@@ -70,6 +70,8 @@ class Results:
             raise SystemExit(f"cannot read {path}: {error.strerror}") from None
         except ValueError as error:
             raise SystemExit(f"{path} is not JSON: {error}") from None
+        if isinstance(content, dict) and "machine_info" in content and "benchmarks" in content:
+            return cls(_pytest_environment(content), _pytest_records(content["benchmarks"]))
         if not isinstance(content, dict) or content.get("seqkern benchmarks") != 1:
             raise SystemExit(f"{path} was not written by `python -m benchmarks run`")
         results = cls(content["environment"])
@@ -77,3 +79,27 @@ class Results:
             record = Record(**{**values, "case": Case.from_dict(values["case"])})
             results.records[record.case.name] = record
         return results
+
+
+def _pytest_environment(content: dict) -> dict:
+    machine = content["machine_info"]
+    return {
+        "cpu": machine.get("cpu", {}).get("brand_raw", "unknown"),
+        "python": machine.get("python_version"),
+        "commit": content.get("commit_info", {}).get("id"),
+        "measured by": "pytest-benchmark, not in turns",
+    }
+
+
+def _pytest_records(benchmarks: list[dict]) -> dict[str, Record]:
+    """Records from the JSON of `pytest benchmarks --benchmark-json`: quartiles stand for rounds."""
+    records: dict[str, Record] = {}
+    for benchmark in benchmarks:
+        extra = benchmark["extra_info"]
+        case = Case.from_dict(extra)
+        record = records.setdefault(case.name, Record(case, {}, extra["roofline"], extra["rates"]))
+        stats = benchmark["stats"]
+        record.seconds[extra["implementation"]] = [stats["q1"], stats["median"], stats["q3"]]
+    return {
+        name: record for name, record in records.items() if {"torch.nn", OURS} <= {*record.seconds}
+    }

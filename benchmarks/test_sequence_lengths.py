@@ -1,12 +1,14 @@
 """pytest benchmarks --benchmark-only: each layer over sequence lengths, beside its peers.
 
 The rounds of pytest-benchmark are not interleaved: `python -m benchmarks` gives the figures to
-quote. This gives the sweep, in pytest-benchmark's own table, JSON and histograms.
+quote. This gives the sweep, in pytest-benchmark's own table, histograms and JSON; the report
+command reads that JSON too.
 """
 
 import pytest
 import torch
 
+from . import roofline
 from .cases import LAYERS, Case
 from .check import disagreements
 from .peers import OURS, available, make_run, takes
@@ -35,5 +37,11 @@ def test_time(benchmark, cell, mode, T, name):
     wrong = disagreements(case, {"torch.nn": make_run("torch.nn", case), name: run})
     assert not wrong
     benchmark.group = f"{cell} {mode} T{T}"
-    benchmark.extra_info.update(implementation=name, **case.as_dict())
+    rates = roofline.measure(case)
+    benchmark.extra_info.update(
+        implementation=name,
+        roofline=roofline.seconds(case, rates),
+        rates={"product": rates.product, "read": rates.read},
+        **case.as_dict(),
+    )
     benchmark(run)

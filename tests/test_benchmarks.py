@@ -339,6 +339,26 @@ def test_unusable_results_say_why(tmp_path, content, message):
         Results.load(path)
 
 
+def test_results_of_pytest_benchmark_are_read(tmp_path):
+    """Cases without torch.nn or seqkern are left out: there is nothing to compare."""
+    alone = {**CASE.as_dict(), "T": 7}
+    extra = {"roofline": 0.5, "rates": {"product": 1e11, "read": 1e11}}
+    times = [("torch.nn", 2.0, CASE.as_dict()), ("seqkern", 1.0, CASE.as_dict())]
+    benchmarks = [
+        {
+            "extra_info": {"implementation": name, **extra, **case},
+            "stats": {"q1": 0.5 * seconds, "median": seconds, "q3": 2 * seconds},
+        }
+        for name, seconds, case in [*times, ("onnxruntime", 1.0, alone)]
+    ]
+    content = {"machine_info": {"cpu": {"brand_raw": "x"}}, "benchmarks": benchmarks}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    results = Results.load(tmp_path / "a.json")
+    assert results.environment["cpu"] == "x"
+    assert list(results.records) == [CASE.name]
+    assert results.records[CASE.name] == record(theirs=(1.0, 2.0, 4.0), ours=(0.5, 1.0, 2.0))
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(1.234e-6, "1.23us"), (0.00045, "450us"), (0.0123, "12.3ms"), (0.9999, "1s"), (70, "70s")],

@@ -36,7 +36,7 @@ def load(path: Path, setting: dict) -> dict:
         with file:
             content = torch.load(file, weights_only=True, map_location="cpu")
     except Exception as error:  # noqa: BLE001 torch.load raises many kinds for a file that is none
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise CheckpointError(f"{path} is damaged or no checkpoint ({reason[:100]})") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} is a checkpoint, but of another program than this")

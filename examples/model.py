@@ -34,7 +34,7 @@ class Trainer:
 
     def __init__(self, model: NextWord, rate: float):
         self.model = model
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=rate)
+        self.optimizer = torch.optim.Adam(model.parameters(), lr=rate, fused=True)
         self.losses: list[float] = []
         self.step_seconds: list[float] = []
         self.forward_seconds: list[float] = []  # in the recurrent layers alone

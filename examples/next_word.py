@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     add = options.add_argument
     add("--budget", choices=BUDGETS, default="full", help="small: well under a minute")
     add("--steps", type=number(int, 0), help="training steps (full: 500, small: 60)")
-    add("--minutes", type=number(float, 0), default=2.5, help="training ends here (default 2.5)")
+    add("--minutes", type=number(float, 0), default=2.0, help="training ends here (default 2)")
     add("--cells", nargs="+", choices=CELLS, default=CELLS, help="default: both")
     add("--threads", type=number(int, 0), default=torch.get_num_threads())
 

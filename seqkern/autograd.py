@@ -51,6 +51,8 @@ class Layer(_Function):
         cell, batch_sizes, input, h_0, c_0, *params = inputs
         output, _, c_n, gates, cells = outputs
         ctx.cell = cell
+        # Else torch fills a gradient with zeros for gates too, at every backward.
+        ctx.set_materialize_grads(False)
         if c_0 is None:
             ctx.mark_non_differentiable(c_n, gates, cells)
         else:
@@ -60,6 +62,9 @@ class Layer(_Function):
     @staticmethod
     def backward(ctx, grad_output, grad_h_n, grad_c_n, _grad_gates, _grad_cells):
         batch_sizes, input, h_0, c_0, output, gates, cells, *params = ctx.saved_tensors
+        grad_output = _or_zeros(grad_output, output)
+        grad_h_n = _or_zeros(grad_h_n, h_0)
+        grad_c_n = None if c_0 is None else _or_zeros(grad_c_n, c_0)
         needs_input, needs_params = ctx.needs_input_grad[2], any(ctx.needs_input_grad[5:])
         # Without grad mode nobody differentiates what follows. (Dynamo too comes this way: it can't
         # call a Function with *params where no gradient is wanted.)
@@ -74,7 +79,7 @@ class Layer(_Function):
             cells,
             grad_output,
             grad_h_n,
-            None if c_0 is None else grad_c_n,
+            grad_c_n,
             input,
             h_0,
             c_0,
@@ -88,6 +93,10 @@ class Layer(_Function):
             None if c_0 is None else grad_c_0,
             *(grad_params if needs_params else [None] * len(params)),
         )
+
+
+def _or_zeros(grad, like):
+    return torch.zeros_like(like) if grad is None else grad
 
 
 class LayerGrad(_Function):

@@ -130,8 +130,9 @@ def lstm_cell(
     Example::
 
         cell = torch.nn.LSTMCell(3, 4)
-        h, c = lstm_cell(torch.randn(2, 3), torch.zeros(2, 4), torch.zeros(2, 4),
-        *cell.parameters()) h.shape, c.shape  # [2, 4], [2, 4]
+        h, c = torch.zeros(2, 4), torch.zeros(2, 4)
+        h, c = lstm_cell(torch.randn(2, 3), h, c, *cell.parameters())
+        h.shape, c.shape  # [2, 4], [2, 4]
     """
     params = _cell_params(w_ih, w_hh, b_ih, b_hh)
     _, h, c = layer(

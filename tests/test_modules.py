@@ -653,7 +653,7 @@ def test_short_dtypes(kind, dtype):
 
 @pytest.mark.parametrize("kind", LAYERS)
 def test_packed_shapes_are_checked(kind):
-    """torch's LSTM does not look at them and fails somewhere inside; ours says what torch's GRU does."""
+    """torch's LSTM does not look at them and fails inside; ours says what torch's GRU does."""
     module = getattr(seqkern, kind)(3, 4)
     packed = pack_sequence([randn(3, 3), randn(2, 3)])
     which = "hidden[0]" if kind == "LSTM" else "hidden"
@@ -693,7 +693,7 @@ def test_weight_of_another_shape(kind):
 
 @pytest.mark.parametrize("kind", LAYERS)
 def test_deleted_weight(kind):
-    """torch goes on with its copy of what was deleted; a parameter that is not there is an error."""
+    """torch goes on with its copy of what was deleted; here a missing parameter is an error."""
     module = getattr(seqkern, kind)(3, 4)
     del module.weight_hh_l0
     with pytest.raises(AttributeError, match="no attribute 'weight_hh_l0'"):

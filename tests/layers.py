@@ -6,8 +6,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+from tolerances import check_all
 from torch import Tensor
 
+import seqkern
 from seqkern import functional, reference
 
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
@@ -94,29 +96,42 @@ def gradients(function, arguments: dict[str, Tensor], seed: int = 1) -> dict[str
     return named | {f"grad_{name}": t.grad for name, t in leaves.items()}
 
 
-def three_ways(case: Case, dtype: torch.dtype) -> tuple[dict, dict, dict]:
-    """Results and gradients of the kernel in dtype, the reference in float64, and torch in dtype.
+def check_levels(case: Case, dtype: torch.dtype) -> None:
+    """Holds results and gradients of every SIMD level's kernels to the tolerance rule, with the reference in float64 and
+    torch in dtype.
 
-    Small layers are drawn several times and the draws stacked: on a handful of numbers torch may be
-    exact by luck, and twice nothing is no bar.
+    Small layers are drawn several times and the draws stacked: on a handful of numbers torch may be exact by luck, and
+    twice nothing is no bar.
     """
     batch = case.B if case.batch_sizes is None else case.batch_sizes[0]
     draws = max(1, 32 // max(1, batch * case.H))
-    ways = [_three_ways(replace(case, seed=case.seed + draw), dtype) for draw in range(draws)]
-    return tuple(
-        {name: torch.stack([way[name] for way in same]) for name in same[0]}
-        for same in zip(*ways, strict=True)
-    )
+    cases = [replace(case, seed=case.seed + draw) for draw in range(draws)]
+    exact = _stacked([_exact(c, dtype) for c in cases])
+    torchs = _stacked([_torchs(c, dtype) for c in cases])
+    for level in seqkern.cpu_capabilities():
+        with seqkern.use_cpu_capability(level):
+            kernel = _stacked([_kernel(c, dtype) for c in cases])
+        check_all(kernel, exact, torchs, f"level {level}: ")
 
 
-def _three_ways(case: Case, dtype: torch.dtype) -> tuple[dict, dict, dict]:
+def _stacked(draws: list[dict]) -> dict:
+    return {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}
+
+
+def _kernel(case: Case, dtype: torch.dtype) -> dict:
+    return gradients(lambda *t: case.call(functional, *t), case.arguments(dtype))
+
+
+def _exact(case: Case, dtype: torch.dtype) -> dict:
+    # The numbers as they are in dtype, in float64.
+    arguments = {name: t.double() for name, t in case.arguments(dtype).items()}
+    return gradients(lambda *t: case.call(reference, *t), arguments)
+
+
+def _torchs(case: Case, dtype: torch.dtype) -> dict:
     arguments = case.arguments(dtype)
-    exact = {name: t.double() for name, t in arguments.items()}
-    kernel = gradients(lambda *t: case.call(functional, *t), arguments)
-    exact = gradients(lambda *t: case.call(reference, *t), exact)
     try:
-        torchs = gradients(case.call_torch, arguments)
+        return gradients(case.call_torch, arguments)
     except RuntimeError:  # no kernel in this dtype here: oneDNN's bfloat16 needs AVX-512
         wide = {name: t.float() for name, t in arguments.items()}
-        torchs = {name: t.to(dtype) for name, t in gradients(case.call_torch, wide).items()}
-    return kernel, exact, torchs
+        return {name: t.to(dtype) for name, t in gradients(case.call_torch, wide).items()}

@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 import torch
-from layers import CELLS, Case, gradients, three_ways
-from tolerances import check, check_all
+from layers import CELLS, Case, check_levels, gradients
+from tolerances import check
 
 from seqkern import functional, ops, reference
 
@@ -29,25 +29,25 @@ def name(kind) -> str:
 @pytest.mark.parametrize("B", (0, 1, 5, 33))
 @pytest.mark.parametrize("T", (1, 2, 50))
 @pytest.mark.parametrize("kind", KINDS, ids=name)
-def test_float32_sizes(capability, kind, T, B, H):
-    check_all(*three_ways(case(kind, T=T, B=B, I=7, H=H), torch.float32))
+def test_float32_sizes(kind, T, B, H):
+    check_levels(case(kind, T=T, B=B, I=7, H=H), torch.float32)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("bias", (True, False), ids=("bias", "no_bias"))
 @pytest.mark.parametrize("D", (1, 2))
 @pytest.mark.parametrize("kind", KINDS, ids=name)
-def test_dtypes_directions_biases(capability, kind, D, bias, dtype):
+def test_dtypes_directions_biases(kind, D, bias, dtype):
     for T, B, I, H in ((1, 1, 1, 2), (4, 3, 5, 7), (9, 6, 16, 33)):
-        check_all(*three_ways(case(kind, T=T, B=B, I=I, H=H, D=D, bias=bias), dtype))
+        check_levels(case(kind, T=T, B=B, I=I, H=H, D=D, bias=bias), dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("D", (1, 2))
 @pytest.mark.parametrize("kind", KINDS, ids=name)
-def test_ragged(capability, kind, D, dtype):
+def test_ragged(kind, D, dtype):
     for sizes in ((1,), (4,), (3, 3, 2, 1, 1), (17, 9, 9, 1), (2,) * 6):
-        check_all(*three_ways(case(kind, I=5, H=17, D=D, batch_sizes=sizes), dtype))
+        check_levels(case(kind, I=5, H=17, D=D, batch_sizes=sizes), dtype)
 
 
 @pytest.mark.parametrize("cell", CELLS)

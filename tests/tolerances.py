@@ -27,8 +27,8 @@ def check(actual: Tensor, reference: Tensor, torchs: Tensor, what: str = "result
     )
 
 
-def check_all(actual: dict, reference: dict, torchs: dict) -> None:
+def check_all(actual: dict, reference: dict, torchs: dict, what: str = "") -> None:
     """The rule for named results."""
     assert actual.keys() == reference.keys() == torchs.keys()
     for name, value in actual.items():
-        check(value, reference[name], torchs[name], name)
+        check(value, reference[name], torchs[name], what + name)

@@ -282,11 +282,12 @@ ForwardResult forward(const Layer& s, const Tensor& input, const Tensor& h_0, co
     }
   }
 
-  const Tensor none = at::empty({0}, run.storage);
   const auto stored = [&](const Tensor& t) { return t.to(run.storage.dtype()); };
+  // Each absent result is a tensor of its own: outputs of an operator may not alias.
   return {stored(output).view(s.sequence_sizes(s.D * K)), stored(h_n),
-          c.defined() ? stored(c) : none, gates.defined() ? gates : none,
-          cells.defined() ? cells : none};
+          c.defined() ? stored(c) : at::empty({0}, run.storage),
+          gates.defined() ? gates : at::empty({0}, run.storage),
+          cells.defined() ? cells : at::empty({0}, run.compute)};
 }
 
 template <typename T>
@@ -483,9 +484,9 @@ BackwardResult backward(const Layer& s, const BackwardInputs& in) {
   }
 
   const auto stored = [&](const Tensor& t) { return t.to(run.storage.dtype()); };
-  const Tensor none = at::empty({0}, run.storage);
+  const auto absent = [&] { return at::empty({0}, run.storage); };
   BackwardResult out;
-  out.grad_input = in.needs_input_grad ? stored(grad_x).view(in.input.sizes()) : none;
+  out.grad_input = in.needs_input_grad ? stored(grad_x).view(in.input.sizes()) : absent();
   // The gradients' columns and W_hh's rows agree up to a rotation: two products where there is one.
   Tensor grad_h_0 = run.empty({s.D, s.B, K});
   for (int64_t d = 0; d < s.D; ++d) {
@@ -498,7 +499,7 @@ BackwardResult backward(const Layer& s, const BackwardInputs& in) {
   }
   if (info.carries_grad_h) grad_h_0.add_(grad_state);
   out.grad_h_0 = stored(grad_h_0);
-  out.grad_c_0 = info.has_cell_state ? stored(grad_state) : none;
+  out.grad_c_0 = info.has_cell_state ? stored(grad_state) : absent();
   if (in.needs_params_grad) {
     const auto unrotated = [&](const Tensor& t) {
       if (rotation == 0) return t;
@@ -517,8 +518,8 @@ BackwardResult backward(const Layer& s, const BackwardInputs& in) {
       if (s.projection) out.grad_params.push_back(stored(dir.grad_w_hr));
     }
   }
-  out.step_grad_h = in.step_grads ? stored(step_grad_h) : none;
-  out.step_grad_c = in.step_grads && info.has_cell_state ? stored(step_grad_c) : none;
+  out.step_grad_h = in.step_grads ? stored(step_grad_h) : absent();
+  out.step_grad_c = in.step_grads && info.has_cell_state ? stored(step_grad_c) : absent();
   return out;
 }
 

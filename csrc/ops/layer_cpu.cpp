@@ -18,9 +18,9 @@ namespace {
 using at::Tensor;
 
 // A product with fewer rows than this loses more to its start than a larger chunk to the cache.
-constexpr int64_t kForwardChunkRows = 64;
+constexpr int64_t kForwardChunkRows = 512;
 // Backward's products add to the weight gradients once a chunk: read and written each time.
-constexpr int64_t kBackwardChunkRows = 256;
+constexpr int64_t kBackwardChunkRows = 512;
 
 // Keeps the matrix products on one thread in a forked child, as cpu::parallel keeps the kernels:
 // the BLAS has a thread count of its own, and the threads of the OpenMP runtime did not survive.

@@ -296,7 +296,8 @@ BackwardResult backward(const Layer& s, const BackwardInputs& in) {
   const int cell = static_cast<int>(s.cell);
   const CellInfo& info = s.info;
   const int64_t H = s.H, K = s.K, G = info.gates, S = info.saved;
-  const int64_t width = info.grad_gates * H, rotation = info.grad_rotation * H;
+  const int64_t width = info.grad_gates * H;
+  const int64_t rotation = info.grad_rotation * H, head = G * H - rotation;
   // Plain panels hold as many units as those of a cell with one gate.
   const int panel_units = table.panel_units[static_cast<int>(Cell::RnnTanh)];
   Run<T> run(s, in.input.options(), info.grad_gates, panel_units, kBackwardChunkRows);
@@ -358,7 +359,7 @@ BackwardResult backward(const Layer& s, const BackwardInputs& in) {
     if (in.needs_params_grad || recompute) dir.h_prev = run.empty({most, K});
     if (in.needs_params_grad) {
       dir.grad_w_ih = run.empty({G * H, s.I});
-      dir.grad_w_hh = run.empty({G * H, K});  // rotated as the columns of grad_gates are
+      dir.grad_w_hh = run.empty({G * H, K});
       if (s.bias) dir.grad_b = at::zeros({width}, run.compute);
       if (s.projection) dir.grad_w_hr = run.empty({K, H});
     }
@@ -463,7 +464,6 @@ BackwardResult backward(const Layer& s, const BackwardInputs& in) {
 
       const Tensor grad = dir.grad_gates.narrow(0, 0, chunk.rows);
       const Tensor grad_in = grad.narrow(1, info.grad_input_offset * H, G * H);
-      const Tensor grad_rec = grad.narrow(1, 0, G * H);
       if (in.needs_input_grad) {
         Tensor part = grad_x.narrow(0, chunk.row, chunk.rows);
         at::addmm_out(part, part, grad_in, dir.w_ih, s.D == 1 ? 0 : 1);
@@ -472,8 +472,14 @@ BackwardResult backward(const Layer& s, const BackwardInputs& in) {
         const int beta = i == 0 ? 0 : 1;
         at::addmm_out(dir.grad_w_ih, dir.grad_w_ih, grad_in.t(), x.narrow(0, chunk.row, chunk.rows),
                       beta);
-        at::addmm_out(dir.grad_w_hh, dir.grad_w_hh, grad_rec.t(),
-                      dir.h_prev.narrow(0, 0, chunk.rows), beta);
+        // The recurrent columns lie rotated against W_hh's rows: where they do, in two products.
+        const Tensor h_prev = dir.h_prev.narrow(0, 0, chunk.rows);
+        const auto add_product = [&](int64_t row, int64_t column, int64_t n) {
+          Tensor part = dir.grad_w_hh.narrow(0, row, n);
+          at::addmm_out(part, part, grad.narrow(1, column, n).t(), h_prev, beta);
+        };
+        add_product(rotation, 0, head);
+        if (rotation > 0) add_product(0, head, rotation);
         if (s.bias) dir.grad_b.add_(grad.sum(0));
         if (s.projection) {
           at::addmm_out(dir.grad_w_hr, dir.grad_w_hr, dir.grad_h.narrow(0, 0, chunk.rows).t(),
@@ -492,7 +498,6 @@ BackwardResult backward(const Layer& s, const BackwardInputs& in) {
   for (int64_t d = 0; d < s.D; ++d) {
     const PerDirection& dir = dirs[d];
     Tensor to = grad_h_0[d];
-    const int64_t head = G * H - rotation;
     at::mm_out(to, dir.first.narrow(1, 0, head), dir.w_hh.narrow(0, rotation, head));
     if (rotation > 0)
       to.addmm_(dir.first.narrow(1, head, rotation), dir.w_hh.narrow(0, 0, rotation));
@@ -501,19 +506,20 @@ BackwardResult backward(const Layer& s, const BackwardInputs& in) {
   out.grad_h_0 = stored(grad_h_0);
   out.grad_c_0 = info.has_cell_state ? stored(grad_state) : absent();
   if (in.needs_params_grad) {
-    const auto unrotated = [&](const Tensor& t) {
-      if (rotation == 0) return t;
-      return at::cat({t.narrow(0, G * H - rotation, rotation), t.narrow(0, 0, G * H - rotation)});
-    };
     for (const PerDirection& dir : dirs) {
       out.grad_params.push_back(stored(dir.grad_w_ih));
-      out.grad_params.push_back(stored(unrotated(dir.grad_w_hh)));
+      out.grad_params.push_back(stored(dir.grad_w_hh));
       if (s.bias) {
         const Tensor b_ih = dir.grad_b.narrow(0, info.grad_input_offset * H, G * H);
-        const Tensor b_hh = unrotated(dir.grad_b.narrow(0, 0, G * H));
         // Separate tensors, also where the two are equal: each may be changed in place.
-        out.grad_params.push_back(at::empty(b_ih.sizes(), run.storage).copy_(b_ih));
-        out.grad_params.push_back(at::empty(b_hh.sizes(), run.storage).copy_(b_hh));
+        Tensor grad_b_ih = at::empty({G * H}, run.storage), grad_b_hh = at::empty_like(grad_b_ih);
+        grad_b_ih.copy_(b_ih);
+        grad_b_hh.narrow(0, rotation, head).copy_(dir.grad_b.narrow(0, 0, head));
+        if (rotation > 0) {
+          grad_b_hh.narrow(0, 0, rotation).copy_(dir.grad_b.narrow(0, head, rotation));
+        }
+        out.grad_params.push_back(grad_b_ih);
+        out.grad_params.push_back(grad_b_hh);
       }
       if (s.projection) out.grad_params.push_back(stored(dir.grad_w_hr));
     }

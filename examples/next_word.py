@@ -27,7 +27,7 @@ NAMESPACES = {"torch.nn": torch.nn, "seqkern": seqkern}
 CELLS = ("LSTM", "GRU")
 SAVE_EVERY = 100  # steps
 BUDGETS = {  # steps, lengths of the table, seconds of timing for each of its entries
-    "full": (500, (1, 4, 16, 64, 256, 1024), 0.5),
+    "full": (350, (1, 4, 16, 64, 256, 1024), 0.5),
     "small": (60, (1, 16, 128), 0.05),
 }
 
@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add = options.add_argument
     add("--budget", choices=BUDGETS, default="full", help="small: well under a minute")
-    add("--steps", type=number(int, 0), help="training steps (full: 500, small: 60)")
+    add("--steps", type=number(int, 0), help="training steps (full: 350, small: 60)")
     add("--minutes", type=number(float, 0), default=2.0, help="training ends here (default 2)")
     add("--cells", nargs="+", choices=CELLS, default=CELLS, help="default: both")
     add("--threads", type=number(int, 0), default=torch.get_num_threads())

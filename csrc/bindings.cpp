@@ -30,10 +30,10 @@ PYBIND11_MODULE(_C, m) {
   // The planner, for its tests: cpu/plan.h says what the sizes mean.
   m.def(
       "plan",
-      [](int64_t T, int64_t B, int64_t H, int64_t K, int gates, int directions, bool ragged,
-         int panel_units, int element_size, int64_t min_chunk_rows, int threads) {
+      [](int64_t B, int64_t H, int64_t K, int gates, int directions, bool ragged, int panel_units,
+         int element_size, int64_t min_chunk_rows, int threads) {
         const seqkern::cpu::Problem problem{
-            T, B, H, K, gates, directions, ragged, panel_units, element_size, min_chunk_rows};
+            B, H, K, gates, directions, ragged, panel_units, element_size, min_chunk_rows};
         const seqkern::cpu::Plan plan = seqkern::cpu::make_plan(problem, threads);
         py::dict result;
         result["threads"] = plan.threads;
@@ -41,7 +41,7 @@ PYBIND11_MODULE(_C, m) {
         result["chunk_rows"] = plan.chunk_rows;
         return result;
       },
-      py::kw_only(), py::arg("T"), py::arg("B"), py::arg("H"), py::arg("K"), py::arg("gates"),
+      py::kw_only(), py::arg("B"), py::arg("H"), py::arg("K"), py::arg("gates"),
       py::arg("directions"), py::arg("ragged"), py::arg("panel_units"), py::arg("element_size"),
       py::arg("min_chunk_rows"), py::arg("threads"));
   m.def("chunk_steps", &seqkern::cpu::chunk_steps, py::arg("offsets"), py::arg("chunk_rows"));

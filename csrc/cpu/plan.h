@@ -7,8 +7,8 @@
 namespace seqkern::cpu {
 
 struct Problem {
-  int64_t T, B, H, K;  // B: rows of the first step
-  int gates;           // columns of a row's activations or gradients, in units of H
+  int64_t B, H, K;  // B: rows of the first step
+  int gates;        // columns of a row's activations or gradients, in units of H
   int directions;
   bool ragged;             // steps have different numbers of rows
   int panel_units;         // hidden units in one panel of packed weights

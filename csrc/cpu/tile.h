@@ -14,7 +14,6 @@ namespace seqkern::cpu::SEQKERN_CAPABILITY {
 constexpr int unit_vectors(int gates) { return gates == 1 ? 2 : 1; }
 constexpr int panel_vectors(int gates) { return gates * unit_vectors(gates); }
 inline constexpr int kPlainVectors = panel_vectors(1);
-inline constexpr int kMaxVectors = 4;
 
 // Rows of a tile at most. Accumulators, the panel's vectors and a broadcast share the registers:
 // 32 with AVX-512, 16 else.

@@ -75,8 +75,7 @@ struct Run {
         kernels(kernels_for<T>(cpu::kernels())),
         storage(options),
         compute(options.dtype(c10::CppTypeToScalarType<T>::value)) {
-    plan = cpu::make_plan({.T = s.T,
-                           .B = s.B,
+    plan = cpu::make_plan({.B = s.B,
                            .H = s.H,
                            .K = s.K,
                            .gates = width,

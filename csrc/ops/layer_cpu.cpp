@@ -289,6 +289,31 @@ ForwardResult forward(const Layer& s, const Tensor& input, const Tensor& h_0, co
           cells.defined() ? cells : at::empty({0}, run.compute)};
 }
 
+// out = beta * out + a^T b, a sum over all rows of a chunk. One running sum per element over so
+// many terms rounds worse than torch.nn's sum of one product a step, so that a small result, which
+// costs little to add to, is made of short sums. (A large one, read and written each time, would
+// cost more; the BLAS blocks its sums itself.) With one column on either side the BLAS adds one
+// term at a time to what is there: ATen's sum is pairwise.
+void add_product_over_rows(Tensor out, const Tensor& a, const Tensor& b, bool add) {
+  if (a.size(1) == 1 || b.size(1) == 1) {
+    const Tensor sum = at::sum(at::mul(a, b), 0).view(out.sizes());
+    if (add) {
+      out.add_(sum);
+    } else {
+      out.copy_(sum);
+    }
+    return;
+  }
+  constexpr int64_t kSmall = 1 << 15, kShort = 64;
+  const int64_t rows = a.size(0), step = out.numel() <= kSmall ? kShort : rows;
+  int64_t row = 0;
+  do {  // without rows there is still a zero to write
+    const int64_t n = std::min(step, rows - row);
+    at::addmm_out(out, out, a.narrow(0, row, n).t(), b.narrow(0, row, n), add || row > 0 ? 1 : 0);
+    row += n;
+  } while (row < rows);
+}
+
 template <typename T>
 BackwardResult backward(const Layer& s, const BackwardInputs& in) {
   const auto& table = kernels_for<T>(cpu::kernels());
@@ -468,21 +493,19 @@ BackwardResult backward(const Layer& s, const BackwardInputs& in) {
         at::addmm_out(part, part, grad_in, dir.w_ih, s.D == 1 ? 0 : 1);
       }
       if (in.needs_params_grad) {
-        const int beta = i == 0 ? 0 : 1;
-        at::addmm_out(dir.grad_w_ih, dir.grad_w_ih, grad_in.t(), x.narrow(0, chunk.row, chunk.rows),
-                      beta);
+        add_product_over_rows(dir.grad_w_ih, grad_in, x.narrow(0, chunk.row, chunk.rows), i > 0);
         // The recurrent columns lie rotated against W_hh's rows: where they do, in two products.
         const Tensor h_prev = dir.h_prev.narrow(0, 0, chunk.rows);
         const auto add_product = [&](int64_t row, int64_t column, int64_t n) {
-          Tensor part = dir.grad_w_hh.narrow(0, row, n);
-          at::addmm_out(part, part, grad.narrow(1, column, n).t(), h_prev, beta);
+          add_product_over_rows(dir.grad_w_hh.narrow(0, row, n), grad.narrow(1, column, n), h_prev,
+                                i > 0);
         };
         add_product(rotation, 0, head);
         if (rotation > 0) add_product(0, head, rotation);
         if (s.bias) dir.grad_b.add_(grad.sum(0));
         if (s.projection) {
-          at::addmm_out(dir.grad_w_hr, dir.grad_w_hr, dir.grad_h.narrow(0, 0, chunk.rows).t(),
-                        dir.hidden.narrow(0, 0, chunk.rows), beta);
+          add_product_over_rows(dir.grad_w_hr, dir.grad_h.narrow(0, 0, chunk.rows),
+                                dir.hidden.narrow(0, 0, chunk.rows), i > 0);
         }
       }
     }

@@ -1,14 +1,15 @@
-# make run, test, bench, lint, asan, wheel, clean. Each sets up .venv and builds what it needs, once.
+# make run, test, integration, bench, lint, asan, wheel, clean. Each sets up what it needs, once.
 
 PYTHON ?= python3
 TORCH ?= 2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
+INTEGRATION := .venv-integration
 
 PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 CPP_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: build run test bench lint format asan cells-cuda wheel clean
+.PHONY: build run test integration bench lint format asan cells-cuda wheel clean
 .DELETE_ON_ERROR:
 
 build: $(VENV)/.built
@@ -19,6 +20,11 @@ run: build
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest tests $(ARGS)
+
+# Third-party programs on seqkern's modules, with the wheel in an environment of their own; run from
+# their folder, so that they see the installed package.
+integration: $(INTEGRATION)/.seqkern
+	cd tests/integration && $(CURDIR)/$(INTEGRATION)/bin/python -m pytest . $(ARGS)
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks $(ARGS)
@@ -54,7 +60,7 @@ wheel: $(VENV)/.built
 	$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info seqkern/*.so seqkern/_build_info.py
+	rm -rf $(VENV) $(INTEGRATION) build dist *.egg-info seqkern/*.so seqkern/_build_info.py
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch first, and pinned: the extension is built against it. Each stamp below is younger than all
@@ -81,4 +87,21 @@ $(VENV)/.dev: $(VENV)/.built $(shell find tests/cpp -type f 2>/dev/null)
 
 $(VENV)/.bench: $(VENV)/.built
 	@$(PIP) --no-build-isolation -e '.[bench]'
+	@touch $@
+
+# What pulls in packages that have no build for this torch comes without its dependencies.
+NEEDED := tests/integration/requirements
+INTEGRATION_PIP := $(INTEGRATION)/bin/python -m pip install --quiet --quiet --disable-pip-version-check
+$(INTEGRATION)/.packages: $(NEEDED).txt $(NEEDED)-no-deps.txt
+	@echo "Setting up $(INTEGRATION)"
+	@$(PYTHON) -m venv --clear $(INTEGRATION)
+	@$(INTEGRATION_PIP) torch==$(TORCH)
+	@$(INTEGRATION_PIP) torch==$(TORCH) -r $(NEEDED).txt
+	@$(INTEGRATION_PIP) --no-deps -r $(NEEDED)-no-deps.txt
+	@touch $@
+
+$(INTEGRATION)/.seqkern: $(INTEGRATION)/.packages $(VENV)/.built $(wildcard seqkern/*.py)
+	@rm -rf build/integration
+	@$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps -w build/integration .
+	@$(INTEGRATION_PIP) --no-deps --force-reinstall build/integration/seqkern-*.whl
 	@touch $@

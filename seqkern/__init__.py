@@ -15,10 +15,13 @@ __all__ = [
     "GRUCell",
     "LSTMCell",
     "RNNCell",
+    "convert",
     "cpu_capabilities",
     "cpu_capability",
     "functional",
+    "patch",
     "reference",
+    "to_torch",
     "use_cpu_capability",
 ]
 
@@ -31,4 +34,6 @@ except ImportError:
 else:
     from seqkern import functional, reference
     from seqkern.capability import cpu_capabilities, cpu_capability, use_cpu_capability
+    from seqkern.convert import convert, to_torch
     from seqkern.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+    from seqkern.patch import patch

@@ -8,8 +8,8 @@ growing). ``params`` is one flat list in the order of ``torch.nn``'s parameters,
 
 float32, float64, bfloat16 and float16 on the CPU run the kernels (the two short ones with float32
 arithmetic and a float32 cell state). Everything else runs ``seqkern.reference``: other dtypes, a
-forward-mode differentiation level (``torch.func.jvp``), and devices without kernels, for which a
-warning is given once.
+forward-mode differentiation level (``torch.func.jvp``), ``torch.func`` transforms inside of a
+``torch.compile`` graph, and devices without kernels, for which a warning is given once.
 
 Under ``torch.autocast`` the operands (float64 apart) are cast to the autocast dtype A. On the CPU
 results have the dtypes that torch's own functions give them, on other devices all are A:
@@ -19,11 +19,15 @@ CPU autocast           output, h_n              c_n
 =====================  =======================  =======================
 rnn, rnn_cell          A                        -
 gru, gru_cell          promote(h_0, A)          -
-lstm, padded           A                        A
+lstm, padded (*)       A                        A
 lstm, ragged           promote(c_0, A)          promote(c_0, A)
 lstm with projection   A                        promote(c_0, A)
 lstm_cell              promote(c, A)            promote(c, A)
 =====================  =======================  =======================
+
+(*) Where torch runs its LSTM in oneDNN, as it does for float32 input, for bfloat16 input on CPUs with
+AVX-512 and for float16 input on some without grad; else as a ragged one. The first layer's input
+decides for all. Where torch's LSTM raises, for want of a oneDNN that computes in A, all are A.
 
 Arithmetic: Hochreiter & Schmidhuber 1997 with forget gates (Gers et al. 2000) for LSTM, projection
 as in Sak et al. 2014; Cho et al. 2014 for GRU, in cuDNN's form with the reset gate after the
@@ -49,6 +53,12 @@ __all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell"]
 # Bound once: looked up at every call of a cell.
 _any_autocast = torch._C._is_any_autocast_enabled
 _functorch_active = torch._C._are_functorch_transforms_active
+
+# Asked once: Dynamo can't trace the question. A torch without oneDNN does not have it.
+_ONEDNN = {
+    name: getattr(torch.ops.mkldnn, f"_is_mkldnn_{name}_supported", lambda: False)()
+    for name in ("bf16", "fp16")
+}
 
 
 def lstm(
@@ -206,17 +216,22 @@ def layer(
     c_0: Tensor | None,
     params: Sequence[Tensor],
     one_step: bool = False,
+    stack_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, ...]:
     """Any cell by name: output, h_n, c_n, the last empty for cells without c.
 
-    one_step says that an LSTM of one step takes the dtypes of ``lstm_cell`` under autocast.
+    Under autocast, one_step says that an LSTM of one step takes the dtypes of ``lstm_cell``, and
+    stack_dtype is that of the input to the first of several layers (default: of this one).
     """
     if _any_autocast() and torch.is_autocast_enabled(input.device.type):
-        return _autocast(cell, input, batch_sizes, h_0, c_0, params, one_step)
+        stack_dtype = stack_dtype or input.dtype
+        return _autocast(cell, input, batch_sizes, h_0, c_0, params, one_step, stack_dtype)
     if (
         forward_ad._current_level >= 0
         or input.dtype not in KERNEL_DTYPES
         or not (input.is_cpu or input.is_meta)
+        # In a transform Dynamo does not see that a gradient is wanted, and leaves the Function out.
+        or (_functorch_active() and torch.compiler.is_dynamo_compiling())
     ):
         return _without_kernel(cell, input, batch_sizes, h_0, c_0, params)
     if torch.is_grad_enabled() and (
@@ -245,7 +260,9 @@ def _distinct(tensors) -> list[Tensor | None]:
     return distinct
 
 
-def _autocast(cell, input, batch_sizes, h_0, c_0, params, one_step) -> tuple[Tensor, ...]:
+def _autocast(
+    cell, input, batch_sizes, h_0, c_0, params, one_step, stack_dtype
+) -> tuple[Tensor, ...]:
     """Casts before the kernel sees the tensors, so that its gradients come back through the casts;
     then the table above."""
     device = input.device.type
@@ -269,9 +286,16 @@ def _autocast(cell, input, batch_sizes, h_0, c_0, params, one_step) -> tuple[Ten
         return output.to(wide), h_n.to(wide), c_n
     if len(params) // h_0.size(0) in (3, 5):
         return output, h_n, c_n.to(wide)
-    if batch_sizes is not None or one_step:
+    if batch_sizes is not None or one_step or not _onednn_takes(stack_dtype):
         return output.to(wide), h_n.to(wide), c_n.to(wide)
     return output, h_n, c_n
+
+
+def _onednn_takes(dtype: torch.dtype) -> bool:
+    """Whether torch would run a padded LSTM on such input in oneDNN, on this machine."""
+    if dtype == torch.float16:
+        return _ONEDNN["fp16"] and not torch.is_grad_enabled()
+    return dtype != torch.bfloat16 or _ONEDNN["bf16"]
 
 
 def _without_kernel(cell, input, batch_sizes, h_0, c_0, params) -> tuple[Tensor, ...]:

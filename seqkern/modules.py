@@ -6,18 +6,22 @@ documentation holds, and its formulas are the source of the arithmetic. These cl
 breaks the graph on ``isinstance(module, (nn.RNN, nn.GRU, nn.LSTM))``.
 
 This file knows layers, directions, dropout and PackedSequence; each layer is one call into
-``seqkern.functional``.
+``seqkern.functional``. ``torch.jit.script`` and ``torch.jit.trace`` take torch's own functions
+instead, in modules alone or nested: the overloads below and the branches on
+``torch.jit.is_scripting()`` are for the former.
 """
-
-from __future__ import annotations
 
 import functools
 
 import torch
 from torch import Tensor, nn
+from torch._jit_internal import _overload_method
+from torch.fx import Proxy
+from torch.nn.utils._expanded_weights.expanded_weights_impl import ExpandedWeight
 from torch.nn.utils.rnn import PackedSequence
 
 from seqkern.functional import gru_cell, layer, lstm_cell, rnn_cell
+from seqkern.scripted import ScriptedLSTM, ScriptedOneState, scripted_cell
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
@@ -26,6 +30,7 @@ _torch_lstm_cell = torch._VF.lstm_cell
 _torch_gru_cell = torch._VF.gru_cell
 _torch_tanh_cell = torch._VF.rnn_tanh_cell
 _torch_relu_cell = torch._VF.rnn_relu_cell
+_tracing_state = torch._C._get_tracing_state
 
 _CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
 _TORCH_FUNCTIONS = {
@@ -70,7 +75,9 @@ class _Layers(nn.RNNBase):
     def _packed(self, packed, states):
         input, batch_sizes, sorted_indices, unsorted_indices = packed
         weights = self._weights()
-        batch = int(batch_sizes[0])
+        batch = batch_sizes[0]
+        if not _tracing_state():  # a trace keeps it as a tensor, not as a number
+            batch = int(batch)
         if states is None:
             states = self._zeros(input, batch)
         elif sorted_indices is not None:
@@ -84,6 +91,9 @@ class _Layers(nn.RNNBase):
 
     def _run(self, input, batch_sizes, states, weights):
         """The layers one after the other, on time-major input and sorted states [L*D, B, ...]."""
+        if _needs_torch(weights[0]):
+            output, *states = self._run_torch(input, batch_sizes, states, weights)
+            return output, tuple(states)
         cell = _CELLS[self.mode]
         h_0, c_0 = states if len(states) == 2 else (states[0], None)
         try:
@@ -99,7 +109,9 @@ class _Layers(nn.RNNBase):
                 if k > 0 and self.dropout > 0 and self.training:
                     output = torch.dropout(output, self.dropout, True)
                 own = weights[k * per_layer : (k + 1) * per_layer]
-                output, *final = layer(cell, output, batch_sizes, h_0[k], c_0[k], own)
+                output, *final = layer(
+                    cell, output, batch_sizes, h_0[k], c_0[k], own, stack_dtype=input.dtype
+                )
                 finals.append(final[: len(states)])
             return output, tuple([torch.cat(s) for s in zip(*finals, strict=True)])
         except (AttributeError, RuntimeError):
@@ -107,15 +119,15 @@ class _Layers(nn.RNNBase):
                 self._run_torch(input, batch_sizes, states, weights)
             raise
 
-    def _run_torch(self, input, batch_sizes, states, weights) -> None:
-        """torch's own layers on the same arguments: called for its error where dtypes or devices
-        are mixed or a parameter is None."""
+    def _run_torch(self, input, batch_sizes, states, weights):
+        """torch's own layers on the same arguments: output, h_n[, c_n]. Called for its error too,
+        where dtypes or devices are mixed or a parameter is None."""
         options = (self.bias, self.num_layers, self.dropout, self.training, self.bidirectional)
         if batch_sizes is None:
             arguments = (input, self._hidden(states), weights, *options, False)
         else:
             arguments = (input, batch_sizes, self._hidden(states), weights, *options)
-        _TORCH_FUNCTIONS[self.mode](*arguments)
+        return _TORCH_FUNCTIONS[self.mode](*arguments)
 
     def _weights(self) -> list[Tensor]:
         """The parameters in torch's flat order, by name at every call: users swap them in many
@@ -182,11 +194,23 @@ class _Layers(nn.RNNBase):
         return f"For {{kind}} input, hx should also be {{dim}}-D but got {h_0.dim()}-D tensor"
 
 
+def _node(module: nn.Module, input: Proxy, hx) -> Proxy:
+    """One node in a graph that torch.fx traces, which takes torch's modules for leaves by name."""
+    tracer = input.tracer
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), (input, hx), {})
+
+
+def _needs_torch(weight: Tensor) -> bool:
+    """Whether torch's own functions have to run: torch.jit.trace records what others can load, and
+    torch's per-sample gradients know no other functions."""
+    return type(weight) is ExpandedWeight or _tracing_state() is not None
+
+
 def _mixed(input: Tensor, *others: Tensor | None) -> bool:
     return any(t is None or t.dtype != input.dtype or t.device != input.device for t in others)
 
 
-class LSTM(_Layers):
+class LSTM(_Layers, ScriptedLSTM):
     """``torch.nn.LSTM`` on seqkern's kernels: same constructor, parameters, results and errors.
 
     ``LSTM(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0,
@@ -212,10 +236,30 @@ class LSTM(_Layers):
     check_forward_args = nn.LSTM.check_forward_args
     permute_hidden = nn.LSTM.permute_hidden
 
-    def forward(self, input, hx=None):
-        if hx is not None and not (type(hx) is tuple and len(hx) == 2):
-            hx = _pair(hx, "lstm")
-        return self._forward(input, hx)
+    @_overload_method
+    def forward(
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        pass
+
+    @_overload_method
+    def forward(  # noqa: F811
+        self, input: PackedSequence, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]:
+        pass
+
+    def forward(self, input, hx=None):  # noqa: F811
+        if torch.jit.is_scripting():
+            if isinstance(input, PackedSequence):
+                return self._scripted_packed(input, hx)
+            else:
+                return self._scripted(input, hx)
+        else:
+            if isinstance(input, Proxy):
+                return _node(self, input, hx)
+            if hx is not None and not (type(hx) is tuple and len(hx) == 2):
+                hx = _pair(hx, "lstm")
+            return self._forward(input, hx)
 
     def _state_widths(self) -> tuple[int, ...]:
         return self.proj_size or self.hidden_size, self.hidden_size
@@ -248,7 +292,7 @@ def _pair(hx, function: str) -> tuple[Tensor, Tensor]:
     return hx[0], hx[1]
 
 
-class GRU(_Layers):
+class GRU(_Layers, ScriptedOneState):
     """``torch.nn.GRU`` on seqkern's kernels: same constructor, parameters, results and errors.
 
     ``GRU(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0,
@@ -271,15 +315,33 @@ class GRU(_Layers):
             raise ValueError(_NO_PROJECTION)
         super().__init__("GRU", *args, **kwargs)
 
-    def forward(self, input, hx=None):
-        output, states = self._forward(input, None if hx is None else (hx,))
-        return output, states[0]
+    @_overload_method
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        pass
+
+    @_overload_method
+    def forward(  # noqa: F811
+        self, input: PackedSequence, hx: Tensor | None = None
+    ) -> tuple[PackedSequence, Tensor]:
+        pass
+
+    def forward(self, input, hx=None):  # noqa: F811
+        if torch.jit.is_scripting():
+            if isinstance(input, PackedSequence):
+                return self._scripted_packed(input, hx)
+            else:
+                return self._scripted(input, hx)
+        else:
+            if isinstance(input, Proxy):
+                return _node(self, input, hx)
+            output, states = self._forward(input, None if hx is None else (hx,))
+            return output, states[0]
 
 
 _NO_PROJECTION = "proj_size argument is only supported for LSTM, not RNN or GRU"
 
 
-class RNN(_Layers):
+class RNN(_Layers, ScriptedOneState):
     """``torch.nn.RNN`` on seqkern's kernels: same constructor, parameters, results and errors.
 
     ``RNN(input_size, hidden_size, num_layers=1, nonlinearity='tanh', bias=True, batch_first=False,
@@ -312,9 +374,27 @@ class RNN(_Layers):
             )
         super().__init__(f"RNN_{self.nonlinearity.upper()}", *args, **kwargs)
 
-    def forward(self, input, hx=None):
-        output, states = self._forward(input, None if hx is None else (hx,))
-        return output, states[0]
+    @_overload_method
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        pass
+
+    @_overload_method
+    def forward(  # noqa: F811
+        self, input: PackedSequence, hx: Tensor | None = None
+    ) -> tuple[PackedSequence, Tensor]:
+        pass
+
+    def forward(self, input, hx=None):  # noqa: F811
+        if torch.jit.is_scripting():
+            if isinstance(input, PackedSequence):
+                return self._scripted_packed(input, hx)
+            else:
+                return self._scripted(input, hx)
+        else:
+            if isinstance(input, Proxy):
+                return _node(self, input, hx)
+            output, states = self._forward(input, None if hx is None else (hx,))
+            return output, states[0]
 
 
 class _Cell(nn.RNNCellBase):
@@ -334,6 +414,8 @@ class _Cell(nn.RNNCellBase):
         if states is None:
             states = self._zeros(input)
         weights = self._weights()
+        if _needs_torch(weights[0]):
+            return torch_function(input, states if len(states) == 2 else states[0], *weights)
         try:
             return function(input, *states, *weights)
         except RuntimeError:
@@ -393,10 +475,19 @@ class LSTMCell(_Cell):
     def __init__(self, input_size, hidden_size, bias=True, device=None, dtype=None):
         super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
 
-    def forward(self, input, hx=None):
-        if hx is not None and not (type(hx) is tuple and len(hx) == 2):
-            hx = _pair(hx, "lstm_cell")
-        return self._step(lstm_cell, _torch_lstm_cell, input, hx)
+    def forward(
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        if torch.jit.is_scripting():
+            return self._scripted(input, hx)
+        else:
+            if isinstance(input, Proxy):
+                return _node(self, input, hx)
+            if hx is not None and not (type(hx) is tuple and len(hx) == 2):
+                hx = _pair(hx, "lstm_cell")
+            return self._step(lstm_cell, _torch_lstm_cell, input, hx)
+
+    _scripted = scripted_cell(nn.LSTMCell)
 
     def _zeros(self, input: Tensor) -> tuple[Tensor, ...]:
         return super()._zeros(input) * 2
@@ -420,8 +511,15 @@ class GRUCell(_Cell):
     def __init__(self, input_size, hidden_size, bias=True, device=None, dtype=None):
         super().__init__(input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype)
 
-    def forward(self, input, hx=None):
-        return self._step(gru_cell, _torch_gru_cell, input, None if hx is None else (hx,))
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        if torch.jit.is_scripting():
+            return self._scripted(input, hx)
+        else:
+            if isinstance(input, Proxy):
+                return _node(self, input, hx)
+            return self._step(gru_cell, _torch_gru_cell, input, None if hx is None else (hx,))
+
+    _scripted = scripted_cell(nn.GRUCell)
 
 
 class RNNCell(_Cell):
@@ -447,13 +545,20 @@ class RNNCell(_Cell):
         super().__init__(input_size, hidden_size, bias, num_chunks=1, device=device, dtype=dtype)
         self.nonlinearity = nonlinearity
 
-    def forward(self, input, hx=None):
-        states = None if hx is None else (hx,)
-        if self.nonlinearity == "tanh":
-            return self._step(rnn_cell, _torch_tanh_cell, input, states)
-        if self.nonlinearity == "relu":
-            return self._step(_relu_cell, _torch_relu_cell, input, states)
-        raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        if torch.jit.is_scripting():
+            return self._scripted(input, hx)
+        else:
+            if isinstance(input, Proxy):
+                return _node(self, input, hx)
+            states = None if hx is None else (hx,)
+            if self.nonlinearity == "tanh":
+                return self._step(rnn_cell, _torch_tanh_cell, input, states)
+            if self.nonlinearity == "relu":
+                return self._step(_relu_cell, _torch_relu_cell, input, states)
+            raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
+
+    _scripted = scripted_cell(nn.RNNCell)
 
 
 _relu_cell = functools.partial(rnn_cell, nonlinearity="relu")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from seqkern import _C  # noqa: F401  (registers the ops)
 
@@ -243,7 +244,37 @@ def _vmap_backward(cell: str):
     return rule
 
 
+def _grads_batched(op):
+    """``torch.autograd.grad(..., is_grads_batched=True)`` still runs on an older vmap, whose
+    tensors have a dispatch key of their own and whose fallback takes no lists: once per slice.
+    """
+
+    def rule(*args):
+        level = torch._C._vmapmode_increment_nesting() - 1
+        torch._C._vmapmode_decrement_nesting()
+        leaves, spec = tree_flatten(args)
+        batched = [isinstance(x, Tensor) and _has_older_batch(x) for x in leaves]
+        # The size (here 1) is only for tensors without the dimension.
+        leaves = [
+            torch._remove_batch_dim(x, level, 1, 0) if b else x
+            for x, b in zip(leaves, batched, strict=True)
+        ]
+        n = next(x.size(0) for x, b in zip(leaves, batched, strict=True) if b)
+        in_dims = tree_unflatten([0 if b else None for b in batched], spec)
+        results, _ = _loop(op, n, in_dims, tree_unflatten(leaves, spec))
+        return tree_map(lambda x: torch._add_batch_dim(x, 0, level), results)
+
+    return rule
+
+
+def _has_older_batch(tensor: Tensor) -> bool:
+    return torch._C._dispatch_keys(tensor).has(_OLDER_BATCH)
+
+
+_OLDER_BATCH = torch._C._dispatch_key_parse("Batched")
+_library = torch.library.Library("seqkern", "IMPL")
 for _cell in CELLS:
+    _library.impl(f"{_cell}_backward", _grads_batched(BACKWARD[_cell]), "Batched")
     torch.library.register_fake(f"seqkern::{_cell}_forward", _fake_forward(_cell))
     torch.library.register_fake(f"seqkern::{_cell}_backward", _fake_backward(_cell))
     torch.library.register_vmap(f"seqkern::{_cell}_forward", _vmap_forward(_cell))

@@ -3,11 +3,13 @@ torch.nn."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 
 import torch
 from tolerances import check_all
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import seqkern
 from seqkern import functional, reference
@@ -135,3 +137,18 @@ def _torchs(case: Case, dtype: torch.dtype) -> dict:
     except RuntimeError:  # no kernel in this dtype here: oneDNN's bfloat16 needs AVX-512
         wide = {name: t.float() for name, t in arguments.items()}
         return {name: t.to(dtype) for name, t in gradients(case.call_torch, wide).items()}
+
+
+class count_kernels(TorchDispatchMode):
+    """How often each seqkern op ran: ``with count_kernels() as calls: ...;
+    calls["lstm_forward"]``."""
+
+    def __enter__(self):
+        super().__enter__()
+        self.calls = Counter()
+        return self.calls
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "seqkern":
+            self.calls[func._schema.name.removeprefix("seqkern::")] += 1
+        return func(*args, **(kwargs or {}))

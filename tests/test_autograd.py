@@ -6,29 +6,12 @@ from collections import Counter
 
 import pytest
 import torch
-from layers import CELLS, Case, gradients
+from layers import CELLS, Case, count_kernels, gradients
 from torch.autograd import gradcheck, gradgradcheck
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from seqkern import functional, reference
 
 KINDS = (*((cell, 0) for cell in CELLS), ("lstm", 2))
-
-
-class count_kernels(TorchDispatchMode):
-    """How often each seqkern op ran: ``with count_kernels() as calls: ...;
-    calls["lstm_forward"]``."""
-
-    def __enter__(self):
-        super().__enter__()
-        self.calls = Counter()
-        return self.calls
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "seqkern":
-            self.calls[func._schema.name.removeprefix("seqkern::")] += 1
-        return func(*args, **(kwargs or {}))
-
 
 # Central differences are good to about 1e-9 here; gradcheck's own bounds would let 1e-4 pass.
 TIGHT = {"rtol": 1e-5, "atol": 1e-7}

@@ -16,6 +16,7 @@ import pytest
 import torch
 from tolerances import check
 from torch import nn, randn, zeros
+from torch.nn.utils import prune
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.utils._pytree import tree_leaves
 
@@ -509,7 +510,7 @@ def _load_bad(module):
 
 
 def _prune(module):
-    torch.nn.utils.prune.l1_unstructured(module, _first(module), 0.5)
+    prune.l1_unstructured(module, _first(module), 0.5)
     return trained(module, _x(module))
 
 
@@ -741,79 +742,6 @@ def test_isinstance():
     assert isinstance(seqkern.LSTMCell(3, 4), nn.RNNCellBase)
     # Dynamo would break the graph on these.
     assert not isinstance(seqkern.LSTM(3, 4), (nn.LSTM, nn.GRU, nn.RNN))
-
-
-# ---- Autocast: the dtypes of the table in seqkern/functional.py are torch's ----
-
-
-def _has_onednn(dtype):
-    return getattr(
-        torch.ops.mkldnn, f"_is_mkldnn_{'bf16' if dtype == torch.bfloat16 else 'fp16'}_supported"
-    )()
-
-
-SHORT = {torch.bfloat16, torch.float16}
-AUTOCASTS = [
-    (*form, packed, input, hx, autocast)
-    for form in FORMS
-    for packed in ((False,) if form[0] in CELLS else (False, True))
-    for input in (torch.float32, torch.bfloat16)
-    for hx in (None, torch.float32, torch.bfloat16)
-    for autocast in (torch.bfloat16, torch.float16)
-    # torch's packed layers do not take two short dtypes.
-    if not (packed and {input, hx, autocast} >= SHORT)
-]
-
-
-@pytest.mark.parametrize("kind, args, kwargs, packed, input, hx, autocast", AUTOCASTS)
-def test_autocast_dtypes(kind, args, kwargs, packed, input, hx, autocast):
-    ours, torchs = getattr(seqkern, kind)(*args, **kwargs), getattr(nn, kind)(*args, **kwargs)
-    torchs.load_state_dict(ours.state_dict())
-    x = _x(ours).to(input)
-    x = pack_sequence([x[:, 0], x[:3, 1]]) if packed else x
-    states = () if hx is None else (state(ours, dtype=hx),)
-    with torch.autocast("cpu", dtype=autocast):
-        results = ours(x, *states)
-        plain_lstm = kind == "LSTM" and "proj_size" not in kwargs and not packed
-        if plain_lstm and not _has_onednn(autocast):
-            # torch's LSTM needs oneDNN's support here; with it, everything has the autocast dtype.
-            assert all(r.dtype == autocast for r in tree_leaves(results))
-            return
-        expected = torchs(x, *states)
-    for a, b in zip(tree_leaves(results), tree_leaves(expected), strict=True):
-        if b is None:  # the indices of a sorted PackedSequence
-            continue
-        assert a.dtype == b.dtype
-        torch.testing.assert_close(a.float(), b.float(), atol=0.02, rtol=0.02)
-
-
-@pytest.mark.parametrize("kind, args, kwargs", FORMS)
-def test_autocast_leaves_float64_alone(float64, kind, args, kwargs):
-    def program(N):
-        module = getattr(N, kind)(*args, **kwargs)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            return trained(module, _x(module))
-
-    same(outcome(program, seqkern)[0], outcome(program, nn)[0])
-
-
-@pytest.mark.parametrize("kind, args, kwargs", FORMS)
-def test_autocast_gradients(kind, args, kwargs):
-    """Backward outside of the autocast block: float32 gradients of float32 parameters."""
-    module = getattr(seqkern, kind)(*args, **kwargs)
-    x, hx = _x(module).requires_grad_(), state(module)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        results = module(x, hx)
-    sum(r.float().sum() for r in tree_leaves(results)).backward()
-    grads = {n: p.grad for n, p in module.named_parameters()} | {"x": x.grad}
-    module.zero_grad()
-    x.grad = None
-    sum(r.sum() for r in tree_leaves(module(x, hx))).backward()
-    exact = {n: p.grad for n, p in module.named_parameters()} | {"x": x.grad}
-    for name in grads:
-        assert grads[name].dtype == torch.float32
-        error = (grads[name] - exact[name]).norm() / exact[name].norm()
-        assert error < 0.02, name
 
 
 # ---- torch.compile ----

@@ -15,6 +15,7 @@ __all__ = [
     "GRUCell",
     "LSTMCell",
     "RNNCell",
+    "Stream",
     "convert",
     "cpu_capabilities",
     "cpu_capability",
@@ -37,3 +38,4 @@ else:
     from seqkern.convert import convert, to_torch
     from seqkern.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
     from seqkern.patch import patch
+    from seqkern.stream import Stream

@@ -45,6 +45,20 @@ class _Layers(nn.RNNBase):
     """What LSTM, GRU and RNN share. ``states`` is (h_0, c_0) or (h_0,), each [L*D, B, ...] in
     sorted order, or None."""
 
+    # What forward keeps for backward; in a converted module this is its only place.
+    save = "gates"
+
+    def __init__(self, mode, *args, save="gates", **kwargs):
+        if save not in ("gates", "states"):
+            raise ValueError(f"save must be 'gates' or 'states', got {save!r}")
+        super().__init__(mode, *args, **kwargs)
+        if save != "gates":
+            self.save = save
+
+    def extra_repr(self) -> str:
+        own = "" if self.save == "gates" else f", save={self.save!r}"
+        return super().extra_repr() + own
+
     def flatten_parameters(self) -> None:
         """Does nothing: the kernels take the parameters as they lie."""
 
@@ -98,7 +112,9 @@ class _Layers(nn.RNNBase):
         h_0, c_0 = states if len(states) == 2 else (states[0], None)
         try:
             if self.num_layers == 1:
-                output, h_n, c_n = layer(cell, input, batch_sizes, h_0, c_0, weights)
+                output, h_n, c_n = layer(
+                    cell, input, batch_sizes, h_0, c_0, weights, save=self.save
+                )
                 return output, (h_n,) if c_0 is None else (h_n, c_n)
             directions = 2 if self.bidirectional else 1
             per_layer = len(weights) // self.num_layers
@@ -110,7 +126,14 @@ class _Layers(nn.RNNBase):
                     output = torch.dropout(output, self.dropout, True)
                 own = weights[k * per_layer : (k + 1) * per_layer]
                 output, *final = layer(
-                    cell, output, batch_sizes, h_0[k], c_0[k], own, stack_dtype=input.dtype
+                    cell,
+                    output,
+                    batch_sizes,
+                    h_0[k],
+                    c_0[k],
+                    own,
+                    stack_dtype=input.dtype,
+                    save=self.save,
                 )
                 finals.append(final[: len(states)])
             return output, tuple([torch.cat(s) for s in zip(*finals, strict=True)])
@@ -214,7 +237,8 @@ class LSTM(_Layers, ScriptedLSTM):
     """``torch.nn.LSTM`` on seqkern's kernels: same constructor, parameters, results and errors.
 
     ``LSTM(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0,
-    bidirectional=False, proj_size=0, device=None, dtype=None)``
+    bidirectional=False, proj_size=0, device=None, dtype=None, *, save="gates")``; with save
+    ``"states"`` backward computes the gates again instead of keeping them: less memory, more time.
 
     ``forward(input, hx=None)`` takes input ``[T, B, I]`` (``[B, T, I]`` with batch_first,
     ``[T, I]`` unbatched) or a PackedSequence, and hx = (h_0 ``[L*D, B, P or H]``, c_0
@@ -296,7 +320,7 @@ class GRU(_Layers, ScriptedOneState):
     """``torch.nn.GRU`` on seqkern's kernels: same constructor, parameters, results and errors.
 
     ``GRU(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0,
-    bidirectional=False, device=None, dtype=None)``
+    bidirectional=False, device=None, dtype=None, *, save="gates")``, save as in ``seqkern.LSTM``.
 
     ``forward(input, hx=None)`` takes input ``[T, B, I]`` (``[B, T, I]`` with batch_first,
     ``[T, I]`` unbatched) or a PackedSequence, and hx = h_0 ``[L*D, B, H]``, zeros by default. It

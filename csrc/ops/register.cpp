@@ -1,6 +1,7 @@
 // The dispatcher's view of seqkern: one forward and one backward operator per cell, all with the
-// same schema. The fake kernels and the vmap rules are in seqkern/ops.py, the derivative in
+// same schema, and beside them those for single steps of inference. The fake kernels and the vmap rules are in seqkern/ops.py, the derivative in
 // seqkern/autograd.py.
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
@@ -9,6 +10,7 @@
 
 #include "ops/layer.h"
 #include "ops/layer_cpu.h"
+#include "ops/step_cpu.h"
 
 namespace seqkern::ops {
 
@@ -27,6 +29,20 @@ constexpr const char* kBackwardSchema =
     "Tensor cells, bool needs_input_grad, bool needs_params_grad, bool step_grads) -> "
     "(Tensor grad_input, Tensor grad_h_0, Tensor grad_c_0, Tensor[] grad_params, "
     "Tensor step_grad_h, Tensor step_grad_c)";
+
+// One step of a cell, without derivative.
+constexpr const char* kStepSchema =
+    "_step(Tensor input, Tensor h, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh) -> Tensor";
+constexpr const char* kStepWithStateSchema =
+    "_step(Tensor input, Tensor h, Tensor c, Tensor w_ih, Tensor w_hh, Tensor? b_ih, "
+    "Tensor? b_hh) -> (Tensor h, Tensor c)";
+
+// Inference step by step on weights that are packed once (seqkern.Stream).
+constexpr const char* kPackSchema =
+    "_pack(Tensor w_ih, Tensor w_hh) -> (Tensor w_ih, Tensor w_hh, int vector_bytes)";
+constexpr const char* kStreamStepSchema =
+    "_stream_step(Tensor input, Tensor(a!) h, Tensor(b!)? c, Tensor w_ih, Tensor w_hh, "
+    "Tensor? b_ih, Tensor? b_hh, Tensor(c!) output, int vector_bytes) -> ()";
 
 template <Cell cell>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor& input,
@@ -76,6 +92,65 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>, Tensor, Tensor> backward
   return {r.grad_input, r.grad_h_0, r.grad_c_0, r.grad_params, r.step_grad_h, r.step_grad_c};
 }
 
+template <Cell cell>
+Tensor step(const Tensor& input, const Tensor& h, const Tensor& w_ih, const Tensor& w_hh,
+            const Optional& b_ih, const Optional& b_hh) {
+  return step_cpu(cell, input, h, Tensor(), w_ih, w_hh, b_ih.value_or(Tensor()),
+                  b_hh.value_or(Tensor()))
+      .h;
+}
+
+template <Cell cell>
+std::tuple<Tensor, Tensor> step_with_state(const Tensor& input, const Tensor& h, const Tensor& c,
+                                           const Tensor& w_ih, const Tensor& w_hh,
+                                           const Optional& b_ih, const Optional& b_hh) {
+  StepResult r =
+      step_cpu(cell, input, h, c, w_ih, w_hh, b_ih.value_or(Tensor()), b_hh.value_or(Tensor()));
+  return {r.h, r.c};
+}
+
+template <Cell cell>
+std::tuple<Tensor, Tensor, int64_t> pack(const Tensor& w_ih, const Tensor& w_hh) {
+  PackedWeights p = pack_weights(cell, w_ih, w_hh);
+  return {p.w_ih, p.w_hh, p.vector_bytes};
+}
+
+template <Cell cell>
+void stream(const Tensor& input, Tensor& h, const Optional& c, const Tensor& w_ih,
+            const Tensor& w_hh, const Optional& b_ih, const Optional& b_hh, Tensor& output,
+            int64_t vector_bytes) {
+  stream_step(cell, input, h, c.value_or(Tensor()), w_ih, w_hh, b_ih.value_or(Tensor()),
+              b_hh.value_or(Tensor()), output, vector_bytes);
+  const Tensor* const changes[] = {&h, c ? &*c : nullptr, &output};
+  for (const Tensor* changed : changes) {
+    if (changed && !changed->is_inference()) changed->unsafeGetTensorImpl()->bump_version();
+  }
+}
+
+// A step of inference lasts some microseconds: autogradNotImplementedFallback, which boxes its
+// arguments, takes one of them.
+constexpr char kStep[] = "_step", kStreamStep[] = "_stream_step";
+
+template <Cell cell, const char* name, typename F>
+struct NoDerivative;
+template <Cell cell, const char* name, typename R, typename... Args>
+struct NoDerivative<cell, name, R(Args...)> {
+  static R call(Args... args) {
+    TORCH_CHECK(!(c10::GradMode::is_enabled() && (requires_grad(args) || ...)),
+                "seqkern::", cell_info(cell).name, name,
+                " has no derivative: call it without grad, or ", cell_info(cell).name, "_forward");
+    static const auto handle =
+        c10::Dispatcher::singleton()
+            .findSchemaOrThrow((std::string("seqkern::") + cell_info(cell).name + name).c_str(), "")
+            .template typed<R(Args...)>();
+    at::AutoDispatchBelowADInplaceOrView below;
+    return handle.call(args...);
+  }
+  static bool requires_grad(const Tensor& t) { return t.requires_grad(); }
+  static bool requires_grad(const Optional& t) { return t && t->requires_grad(); }
+  static bool requires_grad(int64_t) { return false; }
+};
+
 template <typename F>
 void for_each_cell(F&& f) {
   f(std::integral_constant<Cell, Cell::Lstm>());
@@ -92,6 +167,10 @@ TORCH_LIBRARY(seqkern, m) {
   for_each_cell([&](auto cell) {
     m.def(op(cell, kForwardSchema).c_str());
     m.def(op(cell, kBackwardSchema).c_str());
+    const bool has_c = cell_info(cell).has_cell_state;
+    m.def(op(cell, has_c ? kStepWithStateSchema : kStepSchema).c_str());
+    m.def(op(cell, kPackSchema).c_str());
+    m.def(op(cell, kStreamStepSchema).c_str());
   });
 }
 
@@ -99,6 +178,13 @@ TORCH_LIBRARY_IMPL(seqkern, CPU, m) {
   for_each_cell([&](auto cell) {
     m.impl(op(cell, "_forward").c_str(), &forward<cell.value>);
     m.impl(op(cell, "_backward").c_str(), &backward<cell.value>);
+    if constexpr (cell.value == Cell::Lstm) {
+      m.impl(op(cell, "_step").c_str(), &step_with_state<cell.value>);
+    } else {
+      m.impl(op(cell, "_step").c_str(), &step<cell.value>);
+    }
+    m.impl(op(cell, "_pack").c_str(), &pack<cell.value>);
+    m.impl(op(cell, "_stream_step").c_str(), &stream<cell.value>);
   });
 }
 
@@ -108,6 +194,16 @@ TORCH_LIBRARY_IMPL(seqkern, Autograd, m) {
   for_each_cell([&](auto cell) {
     m.impl(op(cell, "_forward").c_str(), torch::autograd::autogradNotImplementedFallback());
     m.impl(op(cell, "_backward").c_str(), torch::autograd::autogradNotImplementedFallback());
+    if constexpr (cell.value == Cell::Lstm) {
+      m.impl(op(cell, "_step").c_str(),
+             &NoDerivative<cell.value, kStep, decltype(step_with_state<cell.value>)>::call);
+    } else {
+      m.impl(op(cell, "_step").c_str(),
+             &NoDerivative<cell.value, kStep, decltype(step<cell.value>)>::call);
+    }
+    m.impl(op(cell, "_pack").c_str(), torch::autograd::autogradNotImplementedFallback());
+    m.impl(op(cell, "_stream_step").c_str(),
+           &NoDerivative<cell.value, kStreamStep, decltype(stream<cell.value>)>::call);
   });
 }
 

@@ -1,6 +1,6 @@
 // The dispatcher's view of seqkern: one forward and one backward operator per cell, all with the
-// same schema, and beside them those for single steps of inference. The fake kernels and the vmap rules are in seqkern/ops.py, the derivative in
-// seqkern/autograd.py.
+// same schema, and beside them those for single steps of inference. The fake kernels and the vmap
+// rules are in seqkern/ops.py, the derivative in seqkern/autograd.py.
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>

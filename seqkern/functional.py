@@ -44,7 +44,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from seqkern import reference
+from seqkern import onnx, reference
 from seqkern.autograd import Layer
 from seqkern.ops import FORWARD, KERNEL_DTYPES
 
@@ -226,6 +226,8 @@ def layer(
     if _any_autocast() and torch.is_autocast_enabled(input.device.type):
         stack_dtype = stack_dtype or input.dtype
         return _autocast(cell, input, batch_sizes, h_0, c_0, params, one_step, stack_dtype)
+    if onnx.exporting():
+        return onnx.layer(cell, input, batch_sizes, h_0, c_0, params)
     if (
         forward_ad._current_level >= 0
         or input.dtype not in KERNEL_DTYPES

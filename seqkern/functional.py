@@ -53,6 +53,7 @@ __all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell"]
 # Bound once: looked up at every call of a cell.
 _any_autocast = torch._C._is_any_autocast_enabled
 _functorch_active = torch._C._are_functorch_transforms_active
+_exporting = torch.compiler.is_exporting
 
 # Asked once: Dynamo can't trace the question. A torch without oneDNN does not have it.
 _ONEDNN = {
@@ -226,7 +227,7 @@ def layer(
     if _any_autocast() and torch.is_autocast_enabled(input.device.type):
         stack_dtype = stack_dtype or input.dtype
         return _autocast(cell, input, batch_sizes, h_0, c_0, params, one_step, stack_dtype)
-    if onnx.exporting():
+    if _exporting() and onnx.exporting():
         return onnx.layer(cell, input, batch_sizes, h_0, c_0, params)
     if (
         forward_ad._current_level >= 0

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["exporting", "layer"]
+__all__ = ["exporting", "layer", "refuse_packed"]
 
 # Where each of ONNX's gates stands in torch's order: LSTM i o f c, GRU z r h.
 GATES = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn_tanh": (0,), "rnn_relu": (0,)}
@@ -21,7 +21,16 @@ GATES = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn_tanh": (0,), "rnn_relu": (
 @torch.compiler.assume_constant_result  # Dynamo takes torch's answer for False
 def exporting() -> bool:
     """Whether torch exports to ONNX. torch.onnx, which is slow to import, is asked last."""
-    return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
+    if not (torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()):
+        return False
+    torch.compiler.allow_in_graph(torch.onnx.ops.symbolic_multi_out)  # Dynamo would skip it
+    return True
+
+
+def refuse_packed() -> None:
+    """RuntimeError while torch exports to ONNX."""
+    if exporting():
+        raise RuntimeError("ONNX export needs padded input, got a PackedSequence")
 
 
 def layer(
@@ -31,21 +40,24 @@ def layer(
     h_0: Tensor,  # [D, B, H]
     c_0: Tensor | None,  # [D, B, H]
     params: Sequence[Tensor],
+    lengths: Tensor | None = None,  # [B]
 ) -> tuple[Tensor, ...]:
     """The node that stands for ``seqkern.functional.layer``: output ``[T, B, D*H]``, h_n and c_n
     ``[D, B, H]``, the last empty for cells without c. They have shapes and dtypes, not numbers.
+    ``lengths`` are those of the rows of padded input.
 
     RuntimeError for what ONNX's operators do not have: packed input and projections.
     """
     if batch_sizes is not None:
-        raise RuntimeError("ONNX export needs padded input, got a PackedSequence")
+        refuse_packed()
     directions, batch, hidden = h_0.shape
     per_direction = len(params) // directions
     if per_direction in (3, 5):
         raise RuntimeError("ONNX export needs proj_size=0: ONNX's LSTM has no projection")
     if input.dtype == torch.bfloat16:  # which the operators do not take; the kernels' arithmetic
         c_0 = None if c_0 is None else c_0.float()
-        results = layer(cell, input.float(), None, h_0.float(), c_0, [p.float() for p in params])
+        params = [p.float() for p in params]
+        results = layer(cell, input.float(), None, h_0.float(), c_0, params, lengths)
         return tuple([result.to(input.dtype) for result in results])
     gates = torch.tensor(GATES[cell], device=input.device)
 
@@ -67,13 +79,20 @@ def layer(
     elif cell != "lstm":
         attributes["activations"] = [cell.removeprefix("rnn_").capitalize()] * directions
     states = [h_0] if c_0 is None else [h_0, c_0]
+    if lengths is not None:
+        lengths = lengths.to(torch.int32)
     results = torch.onnx.ops.symbolic_multi_out(
         cell.partition("_")[0].upper(),
-        [input, *inputs, None, *states],  # X W R B sequence_lens initial_h initial_c
+        [input, *inputs, lengths, *states],  # X W R B sequence_lens initial_h initial_c
         attributes,
         dtypes=[input.dtype] * (1 + len(states)),
         shapes=[(input.size(0), directions, batch, hidden), *[h_0.shape] * len(states)],
     )
     output, *finals = [result.to(input.device) for result in results]
+    if lengths is not None:  # ONNX Runtime's final state of an empty row is zero
+        empty = (lengths == 0).unsqueeze(1)
+        finals = [
+            torch.where(empty, first, last) for first, last in zip(states, finals, strict=True)
+        ]
     output = output.squeeze(1) if directions == 1 else output.transpose(1, 2).flatten(2)
     return (output, *finals) if len(finals) == 2 else (output, *finals, input.new_empty(0))

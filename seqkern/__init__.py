@@ -19,6 +19,7 @@ __all__ = [
     "cpu_capabilities",
     "cpu_capability",
     "functional",
+    "last_output",
     "patch",
     "reference",
     "to_torch",
@@ -35,5 +36,6 @@ else:
     from seqkern import functional, reference
     from seqkern.capability import cpu_capabilities, cpu_capability, use_cpu_capability
     from seqkern.convert import convert, to_torch
+    from seqkern.lengths import last_output
     from seqkern.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
     from seqkern.patch import patch

@@ -9,6 +9,7 @@
 
 #include "ops/layer.h"
 #include "ops/layer_cpu.h"
+#include "ops/left_over.h"
 
 namespace seqkern::ops {
 
@@ -37,10 +38,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor& input,
   const Layer layer = check_layer(cell, input, batch_sizes, h_0, c_0, params);
   TORCH_CHECK(save == "gates" || save == "states" || save == "none", "seqkern::", layer.info.name,
               ": save must be 'gates', 'states' or 'none', got '", std::string(save), "'");
-  ForwardResult r = forward_cpu(layer, input, h_0, c_0,
-                                save == "gates"    ? Save::Gates
-                                : save == "states" ? Save::States
-                                                   : Save::None);
+  ForwardResult r = on_rows_in_use(&forward_cpu, layer, input, h_0, c_0,
+                                   save == "gates"    ? Save::Gates
+                                   : save == "states" ? Save::States
+                                                      : Save::None);
   return {r.output, r.h_n, r.c_n, r.gates, r.cells};
 }
 
@@ -51,28 +52,29 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>, Tensor, Tensor> backward
     at::TensorList params, const Tensor& output, const Tensor& gates, const Tensor& cells,
     bool needs_input_grad, bool needs_params_grad, bool step_grads) {
   const Layer s = check_layer(cell, input, batch_sizes, h_0, c_0, params);
-  check_tensor(s, "grad_output", grad_output, "output's sizes", s.sequence_sizes(s.D * s.K), input);
-  check_tensor(s, "output", output, s.ragged ? "[R, D*K]" : "[T, B, D*K]",
-               s.sequence_sizes(s.D * s.K), input);
-  check_tensor(s, "grad_h_n", grad_h_n, "[D, B, K]", {s.D, s.B, s.K}, input);
+  check_tensor(s, "grad_output", grad_output, "output's sizes", s.given_sizes(s.D * s.K), input);
+  check_tensor(s, "output", output, s.ragged ? "[R, D*K]" : "[T, B, D*K]", s.given_sizes(s.D * s.K),
+               input);
+  check_tensor(s, "grad_h_n", grad_h_n, "[D, B, K]", {s.D, s.given_batch, s.K}, input);
   // [0] after save="states": the gates are computed again.
   if (gates.dim() != 1 || gates.numel() != 0) {
     check_tensor(s, "gates", gates, "[D, R, S*H], or [0] where forward saved the states",
-                 {s.D, s.R, s.info.saved * s.H}, input);
+                 {s.D, s.given_rows, s.info.saved * s.H}, input);
   }
   TORCH_CHECK(grad_c_n.has_value() == s.info.has_cell_state, "seqkern::", s.info.name,
               ": grad_c_n must be ", s.info.has_cell_state ? "given" : "None");
   if (s.info.has_cell_state) {
-    check_tensor(s, "grad_c_n", *grad_c_n, "[D, B, H]", {s.D, s.B, s.H}, input);
+    check_tensor(s, "grad_c_n", *grad_c_n, "[D, B, H]", {s.D, s.given_batch, s.H}, input);
     const auto cell_type = input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-    TORCH_CHECK(cells.sizes() == at::IntArrayRef({s.D, s.R, s.H}) &&
+    TORCH_CHECK(cells.sizes() == at::IntArrayRef({s.D, s.given_rows, s.H}) &&
                     cells.scalar_type() == cell_type && cells.device() == input.device(),
                 "seqkern::", s.info.name, ": cells must be forward's [D, R, H] ", cell_type,
                 ", got ", cells.sizes(), " ", cells.scalar_type());
   }
-  BackwardResult r = backward_cpu(
-      s, {grad_output, grad_h_n, grad_c_n.value_or(Tensor()), input, h_0, c_0.value_or(Tensor()),
-          output, gates.contiguous(), cells, needs_input_grad, needs_params_grad, step_grads});
+  BackwardResult r = on_rows_in_use(
+      &backward_cpu, s,
+      {grad_output, grad_h_n, grad_c_n.value_or(Tensor()), input, h_0, c_0.value_or(Tensor()),
+       output, gates.contiguous(), cells, needs_input_grad, needs_params_grad, step_grads});
   return {r.grad_input, r.grad_h_0, r.grad_c_0, r.grad_params, r.step_grad_h, r.step_grad_c};
 }
 

@@ -48,7 +48,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from seqkern import reference
+from seqkern import onnx, reference
 from seqkern.autograd import Layer
 from seqkern.ops import FORWARD, KERNEL_DTYPES, STEP
 
@@ -60,6 +60,7 @@ _functorch_active = torch._C._are_functorch_transforms_active
 _grad_enabled = torch.is_grad_enabled
 _lstm_step, _gru_step = STEP["lstm"], STEP["gru"]
 _rnn_steps = {"tanh": STEP["rnn_tanh"], "relu": STEP["rnn_relu"]}
+_exporting = torch.compiler.is_exporting
 
 # Asked once: Dynamo can't trace the question. A torch without oneDNN does not have it.
 _ONEDNN = {
@@ -224,6 +225,7 @@ def _is_plain_step(input: Tensor) -> bool:
         and not _any_autocast()
         and not _functorch_active()
         and forward_ad._current_level < 0
+        and not _exporting()
     )
 
 
@@ -258,6 +260,8 @@ def layer(
     if _any_autocast() and torch.is_autocast_enabled(input.device.type):
         stack_dtype = stack_dtype or input.dtype
         return _autocast(cell, input, batch_sizes, h_0, c_0, params, one_step, stack_dtype, save)
+    if _exporting() and onnx.exporting():
+        return onnx.layer(cell, input, batch_sizes, h_0, c_0, params)
     if (
         forward_ad._current_level >= 0
         or input.dtype not in KERNEL_DTYPES

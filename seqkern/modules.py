@@ -20,6 +20,7 @@ from torch.fx import Proxy
 from torch.nn.utils._expanded_weights.expanded_weights_impl import ExpandedWeight
 from torch.nn.utils.rnn import PackedSequence
 
+from seqkern import onnx
 from seqkern.functional import gru_cell, layer, lstm_cell, rnn_cell
 from seqkern.lengths import layout
 from seqkern.scripted import ScriptedLSTM, ScriptedOneState, scripted_cell
@@ -114,6 +115,7 @@ class _Layers(nn.RNNBase):
 
     def _packed(self, packed, states):
         input, batch_sizes, sorted_indices, unsorted_indices = packed
+        onnx.refuse_packed()
         weights = self._weights()
         batch = batch_sizes[0]
         if not _tracing_state():  # a trace keeps it as a tensor, not as a number

@@ -117,15 +117,19 @@ class _Layers(nn.RNNBase):
         input, batch_sizes, sorted_indices, unsorted_indices = packed
         onnx.refuse_packed()
         weights = self._weights()
-        batch = batch_sizes[0]
-        if not _tracing_state():  # a trace keeps it as a tensor, not as a number
-            batch = int(batch)
+        if torch.compiler.is_compiling() and not (states is None and sorted_indices is None):
+            # A size that is no tensor's value makes no guess about values; the ops compare.
+            batch = states[0].size(1) if sorted_indices is None else sorted_indices.size(0)
+        elif _tracing_state():  # a trace keeps it as a tensor, not as a number
+            batch = batch_sizes[0]
+        else:
+            batch = int(batch_sizes[0])
         if states is None:
             states = self._zeros(input, batch)
         elif sorted_indices is not None:
             states = tuple([s.index_select(1, sorted_indices) for s in states])
         self._update_flat_weights()
-        self.check_forward_args(input, self._hidden(states), batch_sizes)
+        self.check_forward_args(input, self._hidden(states), (batch,))
         output, states = self._run(input, batch_sizes, states, weights)
         if unsorted_indices is not None:
             states = tuple([s.index_select(1, unsorted_indices) for s in states])

@@ -18,13 +18,17 @@ __all__ = ["exporting", "layer", "refuse_packed"]
 GATES = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn_tanh": (0,), "rnn_relu": (0,)}
 
 
-@torch.compiler.assume_constant_result  # Dynamo takes torch's answer for False
 def exporting() -> bool:
     """Whether torch exports to ONNX. torch.onnx, which is slow to import, is asked last."""
     if not (torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()):
         return False
     torch.compiler.allow_in_graph(torch.onnx.ops.symbolic_multi_out)  # Dynamo would skip it
     return True
+
+
+# What torch.compiler.assume_constant_result does, without importing Dynamo, which takes as long as
+# torch. Dynamo would take torch's answer for False.
+exporting._dynamo_marked_constant = True
 
 
 def refuse_packed() -> None:

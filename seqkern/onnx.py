@@ -40,19 +40,18 @@ def refuse_packed() -> None:
 def layer(
     cell: str,  # "lstm", "gru", "rnn_tanh" or "rnn_relu"
     input: Tensor,  # [T, B, I]
-    batch_sizes: Tensor | None,
+    lengths: Tensor | None,  # [B]
     h_0: Tensor,  # [D, B, H]
     c_0: Tensor | None,  # [D, B, H]
     params: Sequence[Tensor],
-    lengths: Tensor | None = None,  # [B]
 ) -> tuple[Tensor, ...]:
     """The node that stands for ``seqkern.functional.layer``: output ``[T, B, D*H]``, h_n and c_n
     ``[D, B, H]``, the last empty for cells without c. They have shapes and dtypes, not numbers.
-    ``lengths`` are those of the rows of padded input.
+    Instead of batch_sizes it takes lengths, as the operators do.
 
     RuntimeError for what ONNX's operators do not have: packed input and projections.
     """
-    if batch_sizes is not None:
+    if input.dim() == 2:
         refuse_packed()
     directions, batch, hidden = h_0.shape
     per_direction = len(params) // directions
@@ -61,7 +60,7 @@ def layer(
     if input.dtype == torch.bfloat16:  # which the operators do not take; the kernels' arithmetic
         c_0 = None if c_0 is None else c_0.float()
         params = [p.float() for p in params]
-        results = layer(cell, input.float(), None, h_0.float(), c_0, params, lengths)
+        results = layer(cell, input.float(), lengths, h_0.float(), c_0, params)
         return tuple([result.to(input.dtype) for result in results])
     gates = torch.tensor(GATES[cell], device=input.device)
 

@@ -214,6 +214,8 @@ def test_lengths(name):
 
     for lengths in ([2, 5, 3], [5, 5, 5, 5], [3], [1, 0, 4, 2, 0], [0, 0]):
         check(program, module, arguments(lengths))
+    with pytest.raises(Exception, match="sequence_lens"):
+        run(program, arguments([6, 1]))
 
 
 def test_lengths_as_a_list():

@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from seqkern import onnx
 from seqkern.functional import gru_cell, layer, lstm_cell, rnn_cell
-from seqkern.lengths import layout
+from seqkern.lengths import checked, layout
 from seqkern.scripted import ScriptedLSTM, ScriptedOneState, scripted_cell
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
@@ -108,6 +108,11 @@ class _Layers(nn.RNNBase):
         steps, batch = input.shape[1::-1] if self.batch_first else input.shape[:2]
         if steps == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+        if onnx.exporting():  # ONNX's operators take lengths in place of batch_sizes
+            time_major = input.transpose(0, 1) if self.batch_first else input
+            states = states or self._zeros(input, batch)
+            output, states = self._run(time_major, checked(lengths, steps, batch), states, weights)
+            return (output.transpose(0, 1) if self.batch_first else output), states
         rows = layout(lengths, input, self.batch_first)
         states = self._zeros(input, batch) if states is None else rows.sort(states)
         output, states = self._run(rows.pack(input), rows.batch_sizes, states, weights)

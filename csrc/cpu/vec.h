@@ -14,10 +14,6 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX512F__)
-#include <immintrin.h>
-#endif
-
 #ifndef SEQKERN_CAPABILITY
 #error "compile with -DSEQKERN_CAPABILITY=DEFAULT, AVX2 or AVX512"
 #endif
@@ -51,7 +47,6 @@ struct Simd<float> {
   static constexpr uint32_t kOneBits = 0x3f800000u;
   // n = round(x / ln 2) from -127 (scale 0) to 128 (scale inf).
   static constexpr float kExpMin = -88.f, kExpMax = 89.f;
-  static constexpr float kSigmoidMax = 87.3365f;  // e^this is 2^126; sigmoid(-this) the least normal
   static constexpr float kTanhMax = 9.1f;  // tanh rounds to 1 from 9.02 on
   // (tanh(x) / x - 1) / x^2 in powers of x^2, |x| < kTanhSplit, minimax: 3.7e-9 of tanh x.
   static constexpr float kTanhSplit = 0.8f;
@@ -76,7 +71,6 @@ struct Simd<double> {
   static constexpr int kMantissa = 52;
   static constexpr uint64_t kOneBits = 0x3ff0000000000000ull;
   static constexpr double kExpMin = -709.0, kExpMax = 709.8;
-  static constexpr double kSigmoidMax = 708.3964;
   static constexpr double kTanhMax = 19.1;
   // As above: 5.5e-19 of e^r - 1.
   static constexpr int kDegree = 10;
@@ -167,28 +161,7 @@ struct Math {
     return (e.expm1 + 1) * e.scale;
   }
 
-  // 1 / x for x in [1, 2^126] (double: 2^1022), 1 ulp. A division of 16 lanes takes as long as 32
-  // multiplications; AVX-512 has an estimate good to 14 bits, which each step of Newton's doubles.
-  static SEQKERN_INLINE V reciprocal(V x) {
-#if defined(__AVX512F__)
-    V r;
-    if constexpr (sizeof(T) == 4) {
-      r = (V)_mm512_rcp14_ps((__m512)x);
-    } else {
-      r = (V)_mm512_rcp14_pd((__m512d)x);
-      r = r + r * (1 - x * r);
-    }
-    return r + r * (1 - x * r);
-#else
-    return 1 / x;
-#endif
-  }
-
-  static SEQKERN_INLINE V sigmoid(V x) {
-    const Reduced e = reduce(clamp(-x, S::kExpMin, S::kSigmoidMax));
-    const V y = reciprocal(1 + (e.expm1 + 1) * e.scale);
-    return (V)((U)y & ~(U)(x < -S::kSigmoidMax));
-  }
+  static SEQKERN_INLINE V sigmoid(V x) { return 1 / (1 + exp(-x)); }
 
   // float, the dtype that trains: errors of tanh build up along a sequence, so it is nearly
   // correctly rounded. A polynomial near 0; beyond it 1 - 2 / (e^{2|x|} + 1), where the correction
@@ -204,7 +177,7 @@ struct Math {
     const V near = x + x * (z * p);
     const V y = a > S::kTanhMax ? broadcast<T>(S::kTanhMax) : a;
     const Reduced e = reduce(y + y);
-    const V far = 1 - 2 * reciprocal((e.expm1 + 1) * e.scale + 1);
+    const V far = 1 - 2 / ((e.expm1 + 1) * e.scale + 1);
     return a < S::kTanhSplit ? near : (V)((U)far | sign);
   }
 
@@ -215,7 +188,7 @@ struct Math {
     const V y = clamp(x, -S::kTanhMax, S::kTanhMax);
     const Reduced e = reduce(y + y);
     const V m = e.scale * e.expm1 + (e.scale - 1);
-    return m * reciprocal(m + 2);
+    return m / (m + 2);
   }
 };
 

@@ -63,5 +63,6 @@ def test_aotinductor(tmp_path):
         )
         run = torch._inductor.aoti_load_package(path)
         check_same(run, module, with_lengths=True)
-        with pytest.raises(RuntimeError, match="lengths must lie between 0 and T"):
+        # Which of the two checks runs first is not ours to say.
+        with pytest.raises(RuntimeError, match="lengths must lie between|batch_sizes must add up"):
             run(OTHER[0], lengths=torch.tensor([8, 0, 2]))

@@ -3,18 +3,15 @@
 
 #include <cstdint>
 
-// The type behind cudaStream_t, which is a pointer to it.
-struct CUstream_st;
-
 namespace seqkern::cuda {
 
-using Stream = CUstream_st*;  // cudaStream_t; nullptr is the default stream
+using Stream = void*;  // cudaStream_t, for those who compile without CUDA's headers
 
 // The fields of cudaDeviceProp that plans depend on.
 struct DeviceProperties {
-  int major, minor;                // compute capability
-  int multiprocessors;             //
-  int threads_per_multiprocessor;  //
+  int major, minor;  // compute capability
+  int multiprocessors;
+  int threads_per_multiprocessor;
   int blocks_per_multiprocessor;
   int registers_per_multiprocessor;
   int64_t shared_per_multiprocessor;  // bytes

@@ -80,7 +80,7 @@ void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, St
   [&](P... values) {
     void* pointers[] = {const_cast<void*>(static_cast<const void*>(&values))..., nullptr};
     check(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, block, pointers,
-                           shared_bytes, stream),
+                           shared_bytes, static_cast<cudaStream_t>(stream)),
           "kernel launch");
   }(static_cast<A&&>(arguments)...);
 }
@@ -92,7 +92,7 @@ void launch_cooperative(void (*kernel)(P...), dim3 grid, dim3 block, size_t shar
   [&](P... values) {
     void* pointers[] = {const_cast<void*>(static_cast<const void*>(&values))..., nullptr};
     check(cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel), grid, block, pointers,
-                                      shared_bytes, stream),
+                                      shared_bytes, static_cast<cudaStream_t>(stream)),
           "cooperative kernel launch");
   }(static_cast<A&&>(arguments)...);
 }
@@ -114,7 +114,7 @@ int resident_blocks(void (*kernel)(P...), int threads, size_t shared_bytes) {
 }
 
 inline void set_zero(void* pointer, size_t bytes, Stream stream) {
-  check(cudaMemsetAsync(pointer, 0, bytes, stream), "memset");
+  check(cudaMemsetAsync(pointer, 0, bytes, static_cast<cudaStream_t>(stream)), "memset");
 }
 
 // ---- Conversions ----
@@ -184,32 +184,6 @@ __device__ __forceinline__ T fetch_add_release(T* counter, std::type_identity_t<
                : "memory");
   return static_cast<T>(before);
 }
-
-// Every thread of a cooperative launch makes one of these from the same counter, which is zero when
-// the kernel starts, and calls wait equally often. With SEQKERN_COOPERATIVE_GROUPS it is that
-// library's barrier.
-class GridBarrier {
- public:
-  __device__ __forceinline__ explicit GridBarrier(uint32_t* counter) : counter_(counter) {}
-
-  __device__ __forceinline__ void wait() {
-#if defined(SEQKERN_COOPERATIVE_GROUPS)
-    cooperative_groups::this_grid().sync();
-#else
-    target_ += gridDim.x * gridDim.y * gridDim.z;
-    __syncthreads();
-    if (threadIdx.x == 0 && threadIdx.y == 0 && threadIdx.z == 0) {
-      fetch_add_release(counter_, 1);
-      spin_until([&] { return static_cast<int32_t>(load_acquire(counter_) - target_) >= 0; });
-    }
-    __syncthreads();
-#endif
-  }
-
- private:
-  uint32_t* counter_;
-  uint32_t target_ = 0;  // may wrap around
-};
 
 // ---- Asynchronous copies to shared memory; sm_75 copies at once ----
 
@@ -319,3 +293,33 @@ __device__ __forceinline__ void ldmatrix_x2_trans(uint32_t (&r)[2], const void* 
 #else
 #error "csrc/cuda/simt.h: compile with nvcc, or with SEQKERN_CUDA_HOST defined (make cuda-host)"
 #endif
+
+namespace seqkern::cuda {
+
+// Every thread of a cooperative launch makes one of these from the same counter, which is zero when
+// the kernel starts, and calls wait equally often. With SEQKERN_COOPERATIVE_GROUPS it is that
+// library's barrier.
+class GridBarrier {
+ public:
+  __device__ __forceinline__ explicit GridBarrier(uint32_t* counter) : counter_(counter) {}
+
+  __device__ __forceinline__ void wait() {
+#if defined(SEQKERN_COOPERATIVE_GROUPS)
+    cooperative_groups::this_grid().sync();
+#else
+    target_ += gridDim.x * gridDim.y * gridDim.z;
+    __syncthreads();
+    if (threadIdx.x == 0 && threadIdx.y == 0 && threadIdx.z == 0) {
+      fetch_add_release(counter_, 1);
+      spin_until([&] { return static_cast<int32_t>(load_acquire(counter_) - target_) >= 0; });
+    }
+    __syncthreads();
+#endif
+  }
+
+ private:
+  uint32_t* counter_;
+  uint32_t target_ = 0;  // may wrap around
+};
+
+}  // namespace seqkern::cuda

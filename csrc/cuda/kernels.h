@@ -1,10 +1,10 @@
 // What csrc/ops asks of the GPU: launches on a stream, one layer in one or both directions. Raw
 // pointers and sizes only; nothing here waits for the device.
 //
-// Rows are time-major and ragged as in cpu/kernels.h: step t owns rows [offsets[t], offsets[t + 1]),
-// their number never grows with t, and row r of step t continues row r of the step before. A chunk
-// is a run of consecutive steps; "chunk" arrays start at the chunk's first row, "all rows" at the
-// sequence's.
+// Rows are time-major and ragged as in cpu/kernels.h: step t owns rows [offsets[t], offsets[t +
+// 1]), their number never grows with t, and row r of step t continues row r of the step before. A
+// chunk is a run of consecutive steps; "chunk" arrays start at the chunk's first row, "all rows" at
+// the sequence's.
 //
 // Notation: T steps, B rows of the first step, R rows in all, H hidden size, K width of h (the
 // projected size, or H), G gates, S saved values, GG gate gradients per unit. Pointers are to the

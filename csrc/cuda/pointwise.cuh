@@ -22,14 +22,13 @@ SEQKERN_DEVICE T* as(void* p) {
 template <class C>
 inline constexpr int kSavedValues = C::kSaved > 0 ? C::kSaved : 1;
 
-// One (row, unit) of a forward step. r: the row in the batch; row: in the sequence; q: the recurrent
-// product; c: the running cell state. Saves what is asked for and returns h, which the caller
-// stores where the next step looks for it.
+// One (row, unit) of a forward step. r: the row in the batch; row: in the sequence; q: the
+// recurrent product; c: the running cell state. Saves what is asked for and returns h, which the
+// caller stores where the next step looks for it.
 template <class C, class T>
 SEQKERN_DEVICE Math<T> forward_unit(const Forward& a, int64_t row, int64_t unit,
-                                      const Math<T> (&x)[C::kGates],
-                                      const Math<T> (&q)[C::kGates], Math<T> h_prev,
-                                      Math<T>& c) {
+                                    const Math<T> (&x)[C::kGates], const Math<T> (&q)[C::kGates],
+                                    Math<T> h_prev, Math<T>& c) {
   using A = Math<T>;
   constexpr int S = C::kSaved;
   A saved[kSavedValues<C>];
@@ -77,7 +76,7 @@ SEQKERN_DEVICE BackwardInput<C, T> read_backward(const Backward& a, const Step& 
   if (!a.projected) in.grad_output = to_float(as<T>(a.grad_output)[row * a.ldo + unit]);
   if constexpr (C::kCarriesGradH) {
     in.h_prev = to_float(continues ? as<T>(a.output)[(s.before + r) * a.ldo + unit]
-                                : as<T>(a.h_0)[r * a.K + unit]);
+                                   : as<T>(a.h_0)[r * a.K + unit]);
   }
   if constexpr (S > 0) {
     const T* gates = as<T>(a.gates) + (chunk_row + r) * (S * H) + unit;
@@ -105,8 +104,8 @@ SEQKERN_DEVICE void backward_unit(const Backward& a, const Step& s, int64_t r, i
   grad_h += in.grad_output;
   if constexpr (C::kCarriesGradH) grad_h += grad_state;
   A grad_c{};
-  C::template backward<Functions<A>>(grad_h, in.saved, in.c, in.c_prev, in.h_prev, in.h,
-                                      grad_state, grad_c, d);
+  C::template backward<Functions<A>>(grad_h, in.saved, in.c, in.c_prev, in.h_prev, in.h, grad_state,
+                                     grad_c, d);
   T* to = as<T>(a.grad_gates) + (chunk_row + r) * (C::kGradGates * H) + unit;
 #pragma unroll
   for (int g = 0; g < C::kGradGates; ++g) to[g * H] = from_float<T>(d[g]);

@@ -14,7 +14,8 @@ struct Shape {
   dim3 grid;
 };
 Shape shape_for(int64_t rows, int64_t width, int directions) {
-  const int threads = static_cast<int>(width < kMostThreads ? (width + 31) / 32 * 32 : kMostThreads);
+  const int threads =
+      static_cast<int>(width < kMostThreads ? (width + 31) / 32 * 32 : kMostThreads);
   const int64_t per_row = (width + threads - 1) / threads;
   return {threads, static_cast<int>(per_row),
           dim3(static_cast<unsigned>(rows * per_row), static_cast<unsigned>(directions))};
@@ -44,8 +45,8 @@ SEQKERN_DEVICE void step_forward(const StepForward& args, int blocks_per_row) {
   const auto [r, unit] = place(blocks_per_row);
   if (r >= s.rows || unit >= a.H) return;
   const int64_t H = a.H, row = s.row + r;
-  const int64_t first = a.steps.offsets ? a.steps.offsets[a.steps.begin]
-                                        : a.steps.begin * a.steps.batch;
+  const int64_t first =
+      a.steps.offsets ? a.steps.offsets[a.steps.begin] : a.steps.begin * a.steps.batch;
   const A* from_x = as<A>(a.x) + (row - first) * (G * H) + unit;
   const A* from_h = as<A>(args.product[d]) + r * (G * H) + unit;
   A x[G], q[G], c{}, h_prev{};
@@ -76,8 +77,8 @@ SEQKERN_DEVICE void step_backward(const StepBackward& args, int blocks_per_row) 
   const auto [r, unit] = place(blocks_per_row);
   if (r >= s.rows || unit >= a.H) return;
   const int64_t H = a.H;
-  const int64_t first = a.steps.offsets ? a.steps.offsets[a.steps.begin]
-                                        : a.steps.begin * a.steps.batch;
+  const int64_t first =
+      a.steps.offsets ? a.steps.offsets[a.steps.begin] : a.steps.begin * a.steps.batch;
   const auto in = read_backward<C, T>(a, s, r, s.row - first, unit);
   const A grad_h = a.projected ? as<A>(a.projected)[r * H + unit] : as<A>(a.grad_h)[r * H + unit];
   A grad_state{}, gates[C::kGradGates];
@@ -95,8 +96,8 @@ SEQKERN_DEVICE void step_project(const StepBackward& args, int blocks_per_row) {
   const Step& s = args.step[d];
   const auto [r, unit] = place(blocks_per_row);
   if (r >= s.rows || unit >= a.K) return;
-  const int64_t first = a.steps.offsets ? a.steps.offsets[a.steps.begin]
-                                        : a.steps.begin * a.steps.batch;
+  const int64_t first =
+      a.steps.offsets ? a.steps.offsets[a.steps.begin] : a.steps.begin * a.steps.batch;
   const int64_t row = s.row + r;
   const A grad_h =
       as<A>(a.grad_h)[r * a.K + unit] + to_float(as<T>(a.grad_output)[row * a.ldo + unit]);
@@ -126,9 +127,9 @@ SEQKERN_DEVICE void gather(const Gather& a, int blocks_per_row) {
   const int64_t row = a.row + chunk_row;
   const Step s = step_at(a.steps, step_of(a.steps, row));
   const int64_t r = row - s.row;
-  as<T>(a.h_prev)[chunk_row * a.K + unit] =
-      r < s.continued ? as<T>(a.output)[(s.before + r) * a.ldo + unit]
-                      : as<T>(a.h_0)[r * a.K + unit];
+  as<T>(a.h_prev)[chunk_row * a.K + unit] = r < s.continued
+                                                ? as<T>(a.output)[(s.before + r) * a.ldo + unit]
+                                                : as<T>(a.h_0)[r * a.K + unit];
 }
 
 template <class C, class T>
@@ -158,30 +159,30 @@ SEQKERN_DEVICE void activate(const Activate& a, int blocks_per_row) {
 
 // ---- Kernels: seqkern_CELL_NAME_TYPE(arguments, blocks per row) ----
 
-#define SEQKERN_CELL_KERNELS(type, T, cell, C)                                                    \
-  extern "C" __global__ void __launch_bounds__(kMostThreads)                                      \
-      seqkern_##cell##_step_forward_##type(SEQKERN_PARAMETER StepForward args, int per_row) {     \
-    step_forward<C, T>(args, per_row);                                                            \
-  }                                                                                               \
-  extern "C" __global__ void __launch_bounds__(kMostThreads)                                      \
-      seqkern_##cell##_step_backward_##type(SEQKERN_PARAMETER StepBackward args, int per_row) {   \
-    step_backward<C, T>(args, per_row);                                                           \
-  }                                                                                               \
-  extern "C" __global__ void __launch_bounds__(kMostThreads)                                      \
-      seqkern_##cell##_activate_##type(SEQKERN_PARAMETER Activate args, int per_row) {            \
-    activate<C, T>(args, per_row);                                                                \
+#define SEQKERN_CELL_KERNELS(type, T, cell, C)                                                  \
+  extern "C" __global__ void __launch_bounds__(kMostThreads)                                    \
+      seqkern_##cell##_step_forward_##type(SEQKERN_PARAMETER StepForward args, int per_row) {   \
+    step_forward<C, T>(args, per_row);                                                          \
+  }                                                                                             \
+  extern "C" __global__ void __launch_bounds__(kMostThreads)                                    \
+      seqkern_##cell##_step_backward_##type(SEQKERN_PARAMETER StepBackward args, int per_row) { \
+    step_backward<C, T>(args, per_row);                                                         \
+  }                                                                                             \
+  extern "C" __global__ void __launch_bounds__(kMostThreads)                                    \
+      seqkern_##cell##_activate_##type(SEQKERN_PARAMETER Activate args, int per_row) {          \
+    activate<C, T>(args, per_row);                                                              \
   }
 #define SEQKERN_ALL_TYPES(cell, C, _) SEQKERN_FOR_TYPES(SEQKERN_CELL_KERNELS, cell, C)
 SEQKERN_FOR_CELLS(SEQKERN_ALL_TYPES, )
 
-#define SEQKERN_TYPE_KERNELS(type, T, _)                                                          \
-  extern "C" __global__ void __launch_bounds__(kMostThreads)                                      \
-      seqkern_step_project_##type(SEQKERN_PARAMETER StepBackward args, int per_row) {             \
-    step_project<T>(args, per_row);                                                               \
-  }                                                                                               \
-  extern "C" __global__ void __launch_bounds__(kMostThreads)                                      \
-      seqkern_gather_##type(SEQKERN_PARAMETER Gather args, int per_row) {                         \
-    gather<T>(args, per_row);                                                                     \
+#define SEQKERN_TYPE_KERNELS(type, T, _)                                              \
+  extern "C" __global__ void __launch_bounds__(kMostThreads)                          \
+      seqkern_step_project_##type(SEQKERN_PARAMETER StepBackward args, int per_row) { \
+    step_project<T>(args, per_row);                                                   \
+  }                                                                                   \
+  extern "C" __global__ void __launch_bounds__(kMostThreads)                          \
+      seqkern_gather_##type(SEQKERN_PARAMETER Gather args, int per_row) {             \
+    gather<T>(args, per_row);                                                         \
   }
 SEQKERN_FOR_TYPES(SEQKERN_TYPE_KERNELS, )
 
@@ -220,8 +221,8 @@ void launch_step_project(Type type, const StepBackward& args, Stream stream) {
 }
 
 void launch_gather(Type type, const Gather& args, Stream stream) {
-  static void (*const kKernels[kNumTypes])(Gather, int) = {
-      seqkern_gather_f32, seqkern_gather_f64, seqkern_gather_bf16, seqkern_gather_f16};
+  static void (*const kKernels[kNumTypes])(Gather, int) = {seqkern_gather_f32, seqkern_gather_f64,
+                                                           seqkern_gather_bf16, seqkern_gather_f16};
   const Shape shape = shape_for(args.rows, args.K, 1);
   if (shape.grid.x == 0) return;
   launch(kKernels[int(type)], shape.grid, dim3(shape.threads), 0, stream, args,

@@ -205,11 +205,10 @@ ForwardResult forward_cuda(const Layer& s, const Tensor& input, const Tensor& h_
   if (save == Save::Gates) gates = run.empty_stored({s.D, s.R, S * H});
 
   if (s.B > 0) {
-    const bool stepwise = run.plan.tier == cuda::Tier::Stepwise;
     const Tensor bias = pack_bias(run);
     const Tensor from_x = run.empty({s.D, run.max_chunk_rows(), G * H});
-    Tensor products, hidden;
-    if (stepwise) products = run.empty({s.D, s.B, G * H});
+    const Tensor products = run.empty({s.D, s.B, G * H});
+    Tensor hidden;
     if (s.projection) hidden = run.empty_stored({s.D, s.B, H});
     std::vector<Tensor> w_ih, w_hh, w_hr;
     for (const Direction& dir : s.directions) {
@@ -224,7 +223,7 @@ ForwardResult forward_cuda(const Layer& s, const Tensor& input, const Tensor& h_
       for (int64_t d = 0; d < s.D; ++d) {
         const auto chunk = chunks[d] = run.chunk(i, d == 1);
         product(from_x[d].narrow(0, 0, chunk.rows), x.narrow(0, chunk.row, chunk.rows), w_ih[d]);
-        args.product[d] = stepwise ? input_data(products[d]) : nullptr;
+        args.product[d] = input_data(products[d]);
         args.direction[d] = {
             .steps = run.steps(chunk, d),
             .H = H,
@@ -241,11 +240,7 @@ ForwardResult forward_cuda(const Layer& s, const Tensor& input, const Tensor& h_
             .hidden = s.projection ? data(hidden[d]) : nullptr,
         };
       }
-      if (stepwise) {
-        forward_stepwise(run, chunks, args, w_hh, w_hr, h, hidden, output, products);
-      } else {
-        cuda::launch_block_forward(s.cell, run.type, args, run.stream);
-      }
+      forward_stepwise(run, chunks, args, w_hh, w_hr, h, hidden, output, products);
     }
   }
 
@@ -263,7 +258,6 @@ BackwardResult backward_cuda(const Layer& s, const BackwardInputs& in) {
   const int64_t width = info.grad_gates * H;
   const int64_t rotation = info.grad_rotation * H, head = G * H - rotation;
   const bool recompute = S > 0 && in.gates.dim() == 1;
-  const bool stepwise = run.plan.tier == cuda::Tier::Stepwise;
 
   const Tensor x = in.input.contiguous().view({s.R, s.I});
   const Tensor h0 = in.h_0.contiguous();
@@ -394,10 +388,6 @@ BackwardResult backward_cuda(const Layer& s, const BackwardInputs& in) {
     int64_t steps = 0;
     for (int64_t d = 0; d < s.D; ++d) steps = std::max(steps, chunks[d].end - chunks[d].begin);
     if (s.B == 0) steps = 0;
-    if (!stepwise && steps > 0) {
-      cuda::launch_block_backward(s.cell, run.type, args, run.stream);
-      steps = 0;
-    }
     for (int64_t j = 0; j < steps; ++j) {
       // Against the direction's own time.
       for (int64_t d = 0; d < s.D; ++d) {
@@ -452,8 +442,7 @@ BackwardResult backward_cuda(const Layer& s, const BackwardInputs& in) {
   }
 
   BackwardResult out;
-  out.grad_input =
-      in.needs_input_grad ? run.stored(grad_x).view(in.input.sizes()) : run.absent();
+  out.grad_input = in.needs_input_grad ? run.stored(grad_x).view(in.input.sizes()) : run.absent();
   if (info.carries_grad_h) grad_h.add_(grad_state);
   out.grad_h_0 = run.stored(grad_h);
   out.grad_c_0 = info.has_cell_state ? run.stored(grad_state) : run.absent();

@@ -99,6 +99,7 @@ class CMakeBuild(build_ext):
             "SEQKERN_PYTHON_INCLUDE_DIR": sysconfig.get_path("include"),
             "SEQKERN_EXT_SUFFIX": sysconfig.get_config_var("EXT_SUFFIX"),
             "SEQKERN_CUDA": os.environ.get("SEQKERN_CUDA", "auto").lower(),
+            "SEQKERN_TORCH_CUDA": torch.version.cuda or "",
             "SEQKERN_SANITIZE": sanitize,
             "SEQKERN_BUILD_TESTS": "ON" if os.environ.get("SEQKERN_BUILD_TESTS") == "1" else "OFF",
         }

@@ -17,7 +17,11 @@ PYBIND11_MODULE(_C, m) {
     py::dict info;
     info["torch_version"] = SEQKERN_TORCH_VERSION;
     info["compiler"] = SEQKERN_COMPILER;
+#if defined(SEQKERN_WITH_CUDA) && !defined(SEQKERN_CUDA_HOST)
+    info["cuda"] = true;
+#else
     info["cuda"] = false;
+#endif
     info["capabilities"] = seqkern::cpu::compiled();
     return info;
   });

@@ -9,6 +9,9 @@
 
 #include "ops/layer.h"
 #include "ops/layer_cpu.h"
+#if defined(SEQKERN_WITH_CUDA)
+#include "ops/layer_cuda.h"
+#endif
 
 namespace seqkern::ops {
 
@@ -28,7 +31,8 @@ constexpr const char* kBackwardSchema =
     "(Tensor grad_input, Tensor grad_h_0, Tensor grad_c_0, Tensor[] grad_params, "
     "Tensor step_grad_h, Tensor step_grad_c)";
 
-template <Cell cell>
+// run: forward_cpu or forward_cuda
+template <Cell cell, auto run>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor& input,
                                                            const Optional& batch_sizes,
                                                            const Tensor& h_0, const Optional& c_0,
@@ -37,14 +41,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor& input,
   const Layer layer = check_layer(cell, input, batch_sizes, h_0, c_0, params);
   TORCH_CHECK(save == "gates" || save == "states" || save == "none", "seqkern::", layer.info.name,
               ": save must be 'gates', 'states' or 'none', got '", std::string(save), "'");
-  ForwardResult r = forward_cpu(layer, input, h_0, c_0,
-                                save == "gates"    ? Save::Gates
-                                : save == "states" ? Save::States
-                                                   : Save::None);
+  ForwardResult r = run(layer, input, h_0, c_0,
+                        save == "gates"    ? Save::Gates
+                        : save == "states" ? Save::States
+                                           : Save::None);
   return {r.output, r.h_n, r.c_n, r.gates, r.cells};
 }
 
-template <Cell cell>
+template <Cell cell, auto run>
 std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>, Tensor, Tensor> backward(
     const Tensor& grad_output, const Tensor& grad_h_n, const Optional& grad_c_n,
     const Tensor& input, const Optional& batch_sizes, const Tensor& h_0, const Optional& c_0,
@@ -70,7 +74,7 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>, Tensor, Tensor> backward
                 "seqkern::", s.info.name, ": cells must be forward's [D, R, H] ", cell_type,
                 ", got ", cells.sizes(), " ", cells.scalar_type());
   }
-  BackwardResult r = backward_cpu(
+  BackwardResult r = run(
       s, {grad_output, grad_h_n, grad_c_n.value_or(Tensor()), input, h_0, c_0.value_or(Tensor()),
           output, gates.contiguous(), cells, needs_input_grad, needs_params_grad, step_grads});
   return {r.grad_input, r.grad_h_0, r.grad_c_0, r.grad_params, r.step_grad_h, r.step_grad_c};
@@ -95,12 +99,23 @@ TORCH_LIBRARY(seqkern, m) {
   });
 }
 
-TORCH_LIBRARY_IMPL(seqkern, CPU, m) {
+template <auto run_forward, auto run_backward>
+void implement(torch::Library& m) {
   for_each_cell([&](auto cell) {
-    m.impl(op(cell, "_forward").c_str(), &forward<cell.value>);
-    m.impl(op(cell, "_backward").c_str(), &backward<cell.value>);
+    m.impl(op(cell, "_forward").c_str(), &forward<cell.value, run_forward>);
+    m.impl(op(cell, "_backward").c_str(), &backward<cell.value, run_backward>);
   });
 }
+
+#if defined(SEQKERN_CUDA_HOST)
+// A test build: the CUDA kernels, executed on the CPU.
+TORCH_LIBRARY_IMPL(seqkern, CPU, m) { implement<forward_cuda, backward_cuda>(m); }
+#else
+TORCH_LIBRARY_IMPL(seqkern, CPU, m) { implement<forward_cpu, backward_cpu>(m); }
+#if defined(SEQKERN_WITH_CUDA)
+TORCH_LIBRARY_IMPL(seqkern, CUDA, m) { implement<forward_cuda, backward_cuda>(m); }
+#endif
+#endif
 
 // Derivatives live in Python, around these operators. Called directly on tensors that require
 // grad, they say so in backward instead of returning no gradient.

@@ -173,6 +173,9 @@ __device__ __forceinline__ void store_release(T* flag, std::type_identity_t<T> v
                : "memory");
 }
 
+// The host refuses a grid barrier elsewhere.
+__device__ __forceinline__ void require_cooperative() {}
+
 // The value before.
 template <class T>
 __device__ __forceinline__ T fetch_add_release(T* counter, std::type_identity_t<T> value) {
@@ -307,6 +310,7 @@ class GridBarrier {
 #if defined(SEQKERN_COOPERATIVE_GROUPS)
     cooperative_groups::this_grid().sync();
 #else
+    require_cooperative();
     target_ += gridDim.x * gridDim.y * gridDim.z;
     __syncthreads();
     if (threadIdx.x == 0 && threadIdx.y == 0 && threadIdx.z == 0) {

@@ -39,7 +39,7 @@ constexpr double kLaunchNs = 2500, kProductNs = 4000;
 // cell's functions, the barrier.
 constexpr double kBlockStepClocks = 400;
 // Share of the peak that a product of one step reaches.
-constexpr double kProductEfficiency = 0.5;
+constexpr double kProductEfficiency = 0.75;
 
 double fma_per_clock(Type type, const DeviceProperties& d) {
   const bool server = d.minor == 0 && d.major >= 8;  // with full-rate float64 units
@@ -63,11 +63,12 @@ double block_step(const Problem& p, const DeviceProperties& d) {
       1);
   const int64_t rounds = ceil_div(blocks, d.multiprocessors * fit);
   const int64_t together = std::min(fit, ceil_div(blocks, d.multiprocessors));
-  // Per warp and group of terms: G weights a thread, and four values that its quads share.
+  // Per warp and group of terms: G weights a thread, and four values that its quads share. As if
+  // loads and arithmetic never overlapped: large batches are the BLAS's.
   const double loads = double(math_bytes(p.type)) / 4 * (G + 2);
   const double fmas = 32.0 * kBlockRows * G / fma_per_clock(p.type, d);
   const double clocks =
-      double(ceil_div(p.H, kBlockParts) * (shape.threads / 32) * together) * std::max(loads, fmas);
+      double(ceil_div(p.H, kBlockParts) * (shape.threads / 32) * together) * (loads + fmas);
   return rounds * (clocks + kBlockStepClocks) / kGigahertz;
 }
 
@@ -105,7 +106,7 @@ double predicted_step(Tier tier, const Problem& p, const DeviceProperties& d) {
 }
 
 Plan make_plan(const Problem& p, const DeviceProperties& d) {
-  Plan plan{.tier = Tier::Stepwise};
+  Plan plan{.tier = Tier::Stepwise, .chunk_rows = 0};
   if (supports(Tier::Block, p, d) &&
       predicted_step(Tier::Block, p, d) < predicted_step(Tier::Stepwise, p, d)) {
     plan.tier = Tier::Block;

@@ -106,6 +106,11 @@ void launch_step_backward(Cell cell, Type type, const StepBackward& args, Stream
 // With projection: grad_projected_h = grad_h + grad_output.
 void launch_step_project(Type type, const StepBackward& args, Stream stream);
 
+// ---- block-persistent: a chunk in one launch; plan.h says when it can ----
+
+void launch_block_forward(Cell cell, Type type, const Both<Forward>& args, Stream stream);
+void launch_block_backward(Cell cell, Type type, const Both<Backward>& args, Stream stream);
+
 // ---- around the steps, once a chunk ----
 
 // h_{t-1} of every row of a chunk, gathered: one product for all of them.

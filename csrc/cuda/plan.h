@@ -1,7 +1,8 @@
-// Which kernels run a layer, and in which shape: a pure function of sizes, type and device.
+// Which kernels run a layer: a pure function of sizes, type and device.
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "cuda/device.h"
 #include "cuda/kernels.h"
@@ -16,26 +17,29 @@ struct Problem {
   bool projection;
 };
 
-// stepwise: each step one GEMM and one pointwise kernel; any size.
-// block: one block takes a tile of the batch through a whole chunk, W_hh in its shared memory.
+// stepwise: each step one product by the BLAS and one pointwise kernel; any size.
+// block: one block takes a few rows through a whole chunk, W_hh in its shared memory.
 enum class Tier : int { Stepwise = 0, Block = 1 };
+inline constexpr int kNumTiers = 2;
+const char* name(Tier tier);
 
 struct Plan {
   Tier tier;
   int64_t chunk_rows;  // rows of a chunk, at least one step
 };
 
-// Bytes of shared memory that a block of the block tier takes, and its threads; 0 threads where no
-// block can do it, whatever the device.
-struct BlockShape {
-  int threads;
-  int64_t shared_forward, shared_backward;
-};
-BlockShape block_shape(const Problem& problem);
-
 // Whether a tier can run the problem at all.
 bool supports(Tier tier, const Problem& problem, const DeviceProperties& device);
 
+// Predicted nanoseconds of a step, which only decide between tiers: counted, not measured.
+double predicted_step(Tier tier, const Problem& problem, const DeviceProperties& device);
+
 Plan make_plan(const Problem& problem, const DeviceProperties& device);
+
+// What csrc/ops asks: make_plan, unless a test has forced something. Throws where the forced tier
+// does not support the problem.
+Plan plan_for(const Problem& problem, const DeviceProperties& device);
+// "stepwise", "block" or "" for the planner's own choice; 0 rows likewise.
+void force_plan(const std::string& tier, int64_t chunk_rows);
 
 }  // namespace seqkern::cuda

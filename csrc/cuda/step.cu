@@ -188,10 +188,6 @@ SEQKERN_FOR_TYPES(SEQKERN_TYPE_KERNELS, )
 
 // ---- Launches ----
 
-#define SEQKERN_ENTRY(type, T, cell, name) seqkern_##cell##_##name##_##type,
-#define SEQKERN_ROW(cell, C, name) {SEQKERN_FOR_TYPES(SEQKERN_ENTRY, cell, name)},
-#define SEQKERN_TABLE(name) {SEQKERN_FOR_CELLS(SEQKERN_ROW, name)}
-
 void launch_step_forward(Cell cell, Type type, const StepForward& args, Stream stream) {
   static void (*const kKernels[kNumCells][kNumTypes])(StepForward, int) =
       SEQKERN_TABLE(step_forward);

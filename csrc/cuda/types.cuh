@@ -24,6 +24,11 @@
   M(gru, Gru, __VA_ARGS__)        \
   M(rnn_tanh, RnnTanh, __VA_ARGS__) M(rnn_relu, RnnRelu, __VA_ARGS__)
 
+// The table [cell][type] of the kernels seqkern_CELL_name_TYPE.
+#define SEQKERN_ENTRY(type, T, cell, name) seqkern_##cell##_##name##_##type,
+#define SEQKERN_ROW(cell, C, name) {SEQKERN_FOR_TYPES(SEQKERN_ENTRY, cell, name)},
+#define SEQKERN_TABLE(name) {SEQKERN_FOR_CELLS(SEQKERN_ROW, name)}
+
 namespace seqkern::cuda {
 
 template <class T>

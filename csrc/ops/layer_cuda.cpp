@@ -77,14 +77,14 @@ struct Run {
         math(storage.dtype(at::toOpMathType(input.scalar_type()))),
         type(type_of(input.scalar_type())),
         stream(current_stream(input.device())) {
-    plan = cuda::make_plan({.cell = s.cell,
-                            .type = type,
-                            .B = s.B,
-                            .H = s.H,
-                            .K = s.K,
-                            .directions = static_cast<int>(s.D),
-                            .projection = s.projection},
-                           properties(input.device()));
+    plan = cuda::plan_for({.cell = s.cell,
+                           .type = type,
+                           .B = s.B,
+                           .H = s.H,
+                           .K = s.K,
+                           .directions = static_cast<int>(s.D),
+                           .projection = s.projection},
+                          properties(input.device()));
     bounds = cpu::chunk_steps(s.offsets, plan.chunk_rows);
     if (s.ragged) {
       // From pinned memory, so that the host does not wait for the copy.
@@ -205,10 +205,11 @@ ForwardResult forward_cuda(const Layer& s, const Tensor& input, const Tensor& h_
   if (save == Save::Gates) gates = run.empty_stored({s.D, s.R, S * H});
 
   if (s.B > 0) {
+    const bool stepwise = run.plan.tier == cuda::Tier::Stepwise;
     const Tensor bias = pack_bias(run);
     const Tensor from_x = run.empty({s.D, run.max_chunk_rows(), G * H});
-    const Tensor products = run.empty({s.D, s.B, G * H});
-    Tensor hidden;
+    Tensor products, hidden;
+    if (stepwise) products = run.empty({s.D, s.B, G * H});
     if (s.projection) hidden = run.empty_stored({s.D, s.B, H});
     std::vector<Tensor> w_ih, w_hh, w_hr;
     for (const Direction& dir : s.directions) {
@@ -223,7 +224,7 @@ ForwardResult forward_cuda(const Layer& s, const Tensor& input, const Tensor& h_
       for (int64_t d = 0; d < s.D; ++d) {
         const auto chunk = chunks[d] = run.chunk(i, d == 1);
         product(from_x[d].narrow(0, 0, chunk.rows), x.narrow(0, chunk.row, chunk.rows), w_ih[d]);
-        args.product[d] = input_data(products[d]);
+        if (stepwise) args.product[d] = input_data(products[d]);
         args.direction[d] = {
             .steps = run.steps(chunk, d),
             .H = H,
@@ -240,7 +241,11 @@ ForwardResult forward_cuda(const Layer& s, const Tensor& input, const Tensor& h_
             .hidden = s.projection ? data(hidden[d]) : nullptr,
         };
       }
-      forward_stepwise(run, chunks, args, w_hh, w_hr, h, hidden, output, products);
+      if (stepwise) {
+        forward_stepwise(run, chunks, args, w_hh, w_hr, h, hidden, output, products);
+      } else {
+        cuda::launch_block_forward(s.cell, run.type, args, run.stream);
+      }
     }
   }
 
@@ -250,6 +255,51 @@ ForwardResult forward_cuda(const Layer& s, const Tensor& input, const Tensor& h_
 }
 
 // ---- backward ----
+
+namespace {
+
+struct PerDirection {
+  Tensor w_ih, w_hh, w_hr;
+  Tensor gates, grad_gates, projected, grad_projected_h, hidden, h_prev;
+  Tensor from_x, from_h;  // what the gates are made from again
+  Tensor grad_w_ih, grad_w_hh, grad_b, grad_w_hr;
+};
+
+void backward_stepwise(const Run& run, const Run::Chunk (&chunks)[2], cuda::StepBackward& args,
+                       const std::vector<PerDirection>& dirs, const Tensor& grad_h) {
+  const Layer& s = run.s;
+  int64_t steps = 0;
+  for (int64_t d = 0; d < s.D; ++d) steps = std::max(steps, chunks[d].end - chunks[d].begin);
+  for (int64_t j = 0; j < steps; ++j) {
+    // Against the direction's own time.
+    for (int64_t d = 0; d < s.D; ++d) {
+      const Run::Chunk& c = chunks[d];
+      args.step[d] = {};
+      if (j < c.end - c.begin) args.step[d] = run.step(d == 0 ? c.end - 1 - j : c.begin + j, d);
+    }
+    const auto rows_of = [&](const Tensor& chunk, int64_t d) {
+      return chunk.narrow(0, args.step[d].row - chunks[d].row, args.step[d].rows);
+    };
+    if (s.projection) {
+      cuda::launch_step_project(run.type, args, run.stream);
+      for (int64_t d = 0; d < s.D; ++d) {
+        const int64_t n = args.step[d].rows;
+        if (n == 0) continue;
+        product(dirs[d].projected.narrow(0, 0, n), rows_of(dirs[d].grad_projected_h, d),
+                dirs[d].w_hr);
+      }
+    }
+    cuda::launch_step_backward(s.cell, run.type, args, run.stream);
+    for (int64_t d = 0; d < s.D; ++d) {
+      const int64_t n = args.step[d].rows;
+      if (n == 0) continue;
+      product(grad_h[d].narrow(0, 0, n),
+              rows_of(dirs[d].grad_gates, d).narrow(1, 0, s.info.gates * s.H), dirs[d].w_hh);
+    }
+  }
+}
+
+}  // namespace
 
 BackwardResult backward_cuda(const Layer& s, const BackwardInputs& in) {
   const Run run(s, in.input);
@@ -291,12 +341,6 @@ BackwardResult backward_cuda(const Layer& s, const BackwardInputs& in) {
   };
   const auto rotated_back = [&](const Tensor& w) {
     return rotation == 0 ? w : at::cat({w.narrow(0, head, rotation), w.narrow(0, 0, head)});
-  };
-  struct PerDirection {
-    Tensor w_ih, w_hh, w_hr;
-    Tensor gates, grad_gates, projected, grad_projected_h, hidden, h_prev;
-    Tensor from_x, from_h;  // what the gates are made from again
-    Tensor grad_w_ih, grad_w_hh, grad_b, grad_w_hr;
   };
   const int64_t most = run.max_chunk_rows();
   const Tensor bias = recompute ? pack_bias(run) : Tensor();
@@ -385,35 +429,12 @@ BackwardResult backward_cuda(const Layer& s, const BackwardInputs& in) {
       };
     }
 
-    int64_t steps = 0;
-    for (int64_t d = 0; d < s.D; ++d) steps = std::max(steps, chunks[d].end - chunks[d].begin);
-    if (s.B == 0) steps = 0;
-    for (int64_t j = 0; j < steps; ++j) {
-      // Against the direction's own time.
-      for (int64_t d = 0; d < s.D; ++d) {
-        const Run::Chunk& c = chunks[d];
-        args.step[d] = {};
-        if (j < c.end - c.begin) args.step[d] = run.step(d == 0 ? c.end - 1 - j : c.begin + j, d);
-      }
-      const auto rows_of = [&](const Tensor& chunk, int64_t d) {
-        return chunk.narrow(0, args.step[d].row - chunks[d].row, args.step[d].rows);
-      };
-      if (s.projection) {
-        cuda::launch_step_project(run.type, args, run.stream);
-        for (int64_t d = 0; d < s.D; ++d) {
-          const int64_t n = args.step[d].rows;
-          if (n == 0) continue;
-          product(dirs[d].projected.narrow(0, 0, n), rows_of(dirs[d].grad_projected_h, d),
-                  dirs[d].w_hr);
-        }
-      }
-      cuda::launch_step_backward(s.cell, run.type, args, run.stream);
-      for (int64_t d = 0; d < s.D; ++d) {
-        const int64_t n = args.step[d].rows;
-        if (n == 0) continue;
-        product(grad_h[d].narrow(0, 0, n), rows_of(dirs[d].grad_gates, d).narrow(1, 0, G * H),
-                dirs[d].w_hh);
-      }
+    if (s.B == 0) {
+      // Nothing but the zero sums below.
+    } else if (run.plan.tier == cuda::Tier::Stepwise) {
+      backward_stepwise(run, chunks, args, dirs, grad_h);
+    } else {
+      cuda::launch_block_backward(s.cell, run.type, args, run.stream);
     }
 
     for (int64_t d = 0; d < s.D; ++d) {

@@ -62,18 +62,20 @@ Thread* current = nullptr;
 
 namespace {
 
-// The default: Ampere's limits with few multiprocessors, so that small grids fill it.
-DeviceProperties device{.major = 8,
-                        .minor = 0,
-                        .multiprocessors = 8,
-                        .threads_per_multiprocessor = 2048,
-                        .blocks_per_multiprocessor = 32,
-                        .registers_per_multiprocessor = 65536,
-                        .shared_per_multiprocessor = 164 << 10,
-                        .shared_per_block = 48 << 10,
-                        .shared_per_block_optin = 163 << 10,
-                        .l2_bytes = 40 << 20,
-                        .cooperative_launch = true};
+// An A100's limits with few multiprocessors, so that small grids fill it.
+constexpr DeviceProperties kDefaultDevice{.major = 8,
+                                          .minor = 0,
+                                          .multiprocessors = 8,
+                                          .threads_per_multiprocessor = 2048,
+                                          .blocks_per_multiprocessor = 32,
+                                          .registers_per_multiprocessor = 65536,
+                                          .shared_per_multiprocessor = 164 << 10,
+                                          .shared_per_block = 48 << 10,
+                                          .shared_per_block_optin = 163 << 10,
+                                          .l2_bytes = 40 << 20,
+                                          .cooperative_launch = true};
+
+DeviceProperties device = kDefaultDevice;
 
 // Blocks of an ordinary launch that are under way at once.
 constexpr int64_t kBlocksAtOnce = 4;
@@ -539,6 +541,8 @@ void set_schedule(Schedule wanted, uint64_t seed) {
 }
 
 void set_device(const DeviceProperties& properties) { device = properties; }
+
+DeviceProperties default_device() { return kDefaultDevice; }
 
 Counts take_counts() { return std::exchange(counts, Counts{}); }
 

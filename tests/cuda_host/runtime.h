@@ -67,6 +67,7 @@ using Where = std::source_location;
 enum class Schedule { Forward, Reverse, Greedy, Random };
 void set_schedule(Schedule schedule, uint64_t seed = 0);
 void set_device(const DeviceProperties& properties);
+DeviceProperties default_device();
 // Launches since the last call, and threads among them.
 struct Counts {
   int64_t launches, cooperative, threads, switches;

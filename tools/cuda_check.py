@@ -95,7 +95,7 @@ def add_occupancy(found: dict[int, dict[str, Kernel]]) -> None:
     if done.returncode:
         sys.exit(done.stderr)
     for line in done.stdout.splitlines():
-        name, arch, threads, shared, warps, most = line.split()
+        name, arch, _threads, shared, warps, most = line.split()
         kernel = found[int(arch)][name]
         kernel.occupancy = f"{100 * int(warps) // int(most)}%"
         kernel.shared += int(shared)
@@ -105,9 +105,10 @@ def table(found: dict[int, dict[str, Kernel]]) -> str:
     version = re.search(r"V([\d.]+)", run("nvcc", "--version"))[1]
     heads = [f"sm_{arch} ({gpu})" for arch, gpu in ARCHITECTURES.items()]
     lines = [
-        f"nvcc {version}. Registers a thread, KiB of shared memory a block, theoretical occupancy.\nA "
-        "block or grid kernel's shared memory is that of the largest H, a multiple of 16, that the "
-        "device has room for\nwith 16 rows. No kernel has spills or local memory.\n",
+        f"nvcc {version}. Registers a thread, KiB of shared memory a block, theoretical occupancy.",
+        "A block or grid kernel's shared memory is that of the largest H, a multiple of 16, that the",
+        "device has room for with 16 rows. No kernel has spills or local memory.",
+        "",
         "| kernel | " + " | ".join(heads) + " |",
         "|---" * (len(heads) + 1) + "|",
     ]

@@ -15,10 +15,12 @@ __all__ = [
     "GRUCell",
     "LSTMCell",
     "RNNCell",
+    "Stream",
     "convert",
     "cpu_capabilities",
     "cpu_capability",
     "functional",
+    "last_output",
     "patch",
     "reference",
     "to_torch",
@@ -35,5 +37,7 @@ else:
     from seqkern import functional, reference
     from seqkern.capability import cpu_capabilities, cpu_capability, use_cpu_capability
     from seqkern.convert import convert, to_torch
+    from seqkern.lengths import last_output
     from seqkern.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
     from seqkern.patch import patch
+    from seqkern.stream import Stream

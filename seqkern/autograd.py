@@ -35,20 +35,21 @@ class _Function(Function):
 
 
 class Layer(_Function):
-    """``Layer.apply(cell, batch_sizes, input, h_0, c_0, *params)`` -> output, h_n, c_n, gates,
-    cells.
+    """``Layer.apply(cell, save, batch_sizes, input, h_0, c_0, *params)`` -> output, h_n, c_n,
+    gates, cells.
 
-    gates and cells are what the backward kernel needs; they carry no gradient. c_0 is None for
-    cells without c, and c_n is then empty.
+    gates and cells are what the backward kernel needs; they carry no gradient. With save
+    ``"states"`` gates are empty, and the backward kernel makes them again. c_0 is None for cells
+    without c, and c_n is then empty.
     """
 
     @staticmethod
-    def forward(cell, batch_sizes, input, h_0, c_0, *params):
-        return FORWARD[cell](input, batch_sizes, h_0, c_0, params, "gates")
+    def forward(cell, save, batch_sizes, input, h_0, c_0, *params):
+        return FORWARD[cell](input, batch_sizes, h_0, c_0, params, save)
 
     @staticmethod
     def setup_context(ctx, inputs, outputs):
-        cell, batch_sizes, input, h_0, c_0, *params = inputs
+        cell, _, batch_sizes, input, h_0, c_0, *params = inputs
         output, _, c_n, gates, cells = outputs
         ctx.cell = cell
         # Else torch fills a gradient with zeros for gates too, at every backward.
@@ -65,7 +66,7 @@ class Layer(_Function):
         grad_output = _or_zeros(grad_output, output)
         grad_h_n = _or_zeros(grad_h_n, h_0)
         grad_c_n = None if c_0 is None else _or_zeros(grad_c_n, c_0)
-        needs_input, needs_params = ctx.needs_input_grad[2], any(ctx.needs_input_grad[5:])
+        needs_input, needs_params = ctx.needs_input_grad[3], any(ctx.needs_input_grad[6:])
         # Without grad mode nobody differentiates what follows. (Dynamo too comes this way: it can't
         # call a Function with *params where no gradient is wanted.)
         grad_layer = LayerGrad.apply if torch.is_grad_enabled() else LayerGrad.forward
@@ -86,6 +87,7 @@ class Layer(_Function):
             *params,
         )
         return (
+            None,
             None,
             None,
             grad_input if needs_input else None,

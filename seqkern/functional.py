@@ -6,6 +6,10 @@ or 2 for both), R rows: ``sum(batch_sizes)``. Padded input is ``[T, B, I]``. Rag
 growing). ``params`` is one flat list in the order of ``torch.nn``'s parameters, per direction
 ``w_ih [G*H, I], w_hh [G*H, K][, b_ih [G*H], b_hh [G*H]][, w_hr [P, H]]``.
 
+Between forward and backward a layer keeps its input, its output and, with save ``"gates"``, every
+gate and cell state; with ``"states"`` the cell states alone (c of the LSTM), and the backward pass
+computes the gates again, in one large product for many steps.
+
 float32, float64, bfloat16 and float16 run the kernels on the CPU and, where the build has them
 (``python -m seqkern doctor``), on CUDA devices; the two short ones with float32 arithmetic and a
 float32 cell state. Everything else runs ``seqkern.reference``: other dtypes, a
@@ -45,15 +49,19 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from seqkern import reference
+from seqkern import onnx, reference
 from seqkern.autograd import Layer
-from seqkern.ops import CUDA_KERNELS, FORWARD, KERNEL_DTYPES
+from seqkern.ops import CUDA_KERNELS, FORWARD, KERNEL_DTYPES, STEP
 
 __all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell"]
 
 # Bound once: looked up at every call of a cell.
 _any_autocast = torch._C._is_any_autocast_enabled
 _functorch_active = torch._C._are_functorch_transforms_active
+_grad_enabled = torch.is_grad_enabled
+_lstm_step, _gru_step = STEP["lstm"], STEP["gru"]
+_rnn_steps = {"tanh": STEP["rnn_tanh"], "relu": STEP["rnn_relu"]}
+_exporting = torch.compiler.is_exporting
 
 # Asked once: Dynamo can't trace the question. A torch without oneDNN does not have it.
 _ONEDNN = {
@@ -68,6 +76,7 @@ def lstm(
     c_0: Tensor,  # [D, B, H]
     params: Sequence[Tensor],
     batch_sizes: Tensor | None = None,  # [T]
+    save: str = "gates",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A layer of LSTM, in one direction or both.
 
@@ -80,7 +89,7 @@ def lstm(
         zeros = torch.zeros(1, 2, 4)
         output, h_n, c_n = lstm(torch.randn(5, 2, 3), zeros, zeros, params)
     """
-    return layer("lstm", input, batch_sizes, h_0, c_0, params)
+    return layer("lstm", input, batch_sizes, h_0, c_0, params, save=save)
 
 
 def gru(
@@ -88,6 +97,7 @@ def gru(
     h_0: Tensor,  # [D, B, H]
     params: Sequence[Tensor],
     batch_sizes: Tensor | None = None,  # [T]
+    save: str = "gates",
 ) -> tuple[Tensor, Tensor]:
     """A layer of GRU (reset gate after the product), in one direction or both.
 
@@ -100,7 +110,7 @@ def gru(
         output, h_n = gru(torch.randn(5, 2, 3), torch.zeros(1, 2, 4), params)
         output.shape, h_n.shape  # [5, 2, 4], [1, 2, 4]
     """
-    return layer("gru", input, batch_sizes, h_0, None, params)[:2]
+    return layer("gru", input, batch_sizes, h_0, None, params, save=save)[:2]
 
 
 def rnn(
@@ -109,6 +119,7 @@ def rnn(
     params: Sequence[Tensor],
     batch_sizes: Tensor | None = None,  # [T]
     nonlinearity: str = "tanh",
+    save: str = "gates",
 ) -> tuple[Tensor, Tensor]:
     """A layer of Elman RNN, in one direction or both; nonlinearity is ``"tanh"`` or ``"relu"``
     (else ValueError).
@@ -122,7 +133,8 @@ def rnn(
         output, h_n = rnn(torch.randn(5, 2, 3), torch.zeros(1, 2, 4), params)
         output.shape, h_n.shape  # [5, 2, 4], [1, 2, 4]
     """
-    return layer(reference.rnn_name(nonlinearity), input, batch_sizes, h_0, None, params)[:2]
+    cell = reference.rnn_name(nonlinearity)
+    return layer(cell, input, batch_sizes, h_0, None, params, save=save)[:2]
 
 
 def lstm_cell(
@@ -146,6 +158,8 @@ def lstm_cell(
         h.shape, c.shape  # [2, 4], [2, 4]
     """
     params = _cell_params(w_ih, w_hh, b_ih, b_hh)
+    if _is_plain_step(input):
+        return _lstm_step(input, h, c, *params)
     _, h, c = layer(
         "lstm", input.unsqueeze(0), None, h.unsqueeze(0), c.unsqueeze(0), params, one_step=True
     )
@@ -170,6 +184,8 @@ def gru_cell(
         h.shape  # [2, 4]
     """
     params = _cell_params(w_ih, w_hh, b_ih, b_hh)
+    if _is_plain_step(input):
+        return _gru_step(input, h, *params)
     return layer("gru", input.unsqueeze(0), None, h.unsqueeze(0), None, params)[1].squeeze(0)
 
 
@@ -195,7 +211,23 @@ def rnn_cell(
     """
     params = _cell_params(w_ih, w_hh, b_ih, b_hh)
     cell = reference.rnn_name(nonlinearity)
+    if _is_plain_step(input):
+        return _rnn_steps[nonlinearity](input, h, *params)
     return layer(cell, input.unsqueeze(0), None, h.unsqueeze(0), None, params)[1].squeeze(0)
+
+
+def _is_plain_step(input: Tensor) -> bool:
+    """Whether a cell may call its operator for one step, which has no derivative and no rules for
+    what lies around it."""
+    return (
+        not _grad_enabled()
+        and input.is_cpu
+        and input.dtype in KERNEL_DTYPES
+        and not _any_autocast()
+        and not _functorch_active()
+        and forward_ad._current_level < 0
+        and not _exporting()
+    )
 
 
 def _cell_params(w_ih, w_hh, b_ih, b_hh) -> tuple[Tensor, ...]:
@@ -218,15 +250,19 @@ def layer(
     params: Sequence[Tensor],
     one_step: bool = False,
     stack_dtype: torch.dtype | None = None,
+    save: str = "gates",
 ) -> tuple[Tensor, ...]:
     """Any cell by name: output, h_n, c_n, the last empty for cells without c.
 
     Under autocast, one_step says that an LSTM of one step takes the dtypes of ``lstm_cell``, and
     stack_dtype is that of the input to the first of several layers (default: of this one).
+    save is read where a gradient is wanted.
     """
     if _any_autocast() and torch.is_autocast_enabled(input.device.type):
         stack_dtype = stack_dtype or input.dtype
-        return _autocast(cell, input, batch_sizes, h_0, c_0, params, one_step, stack_dtype)
+        return _autocast(cell, input, batch_sizes, h_0, c_0, params, one_step, stack_dtype, save)
+    if _exporting() and onnx.exporting():
+        return onnx.layer(cell, input, batch_sizes, h_0, c_0, params)
     if (
         forward_ad._current_level >= 0
         or input.dtype not in KERNEL_DTYPES
@@ -246,7 +282,7 @@ def layer(
         tensors = (input, h_0, c_0, *params)
         if torch.compiler.is_dynamo_compiling():
             tensors = _distinct(tensors)
-        return Layer.apply(cell, batch_sizes, *tensors)[:3]
+        return Layer.apply(cell, save, batch_sizes, *tensors)[:3]
     return FORWARD[cell](input, batch_sizes, h_0, c_0, params, "none")[:3]
 
 
@@ -262,7 +298,7 @@ def _distinct(tensors) -> list[Tensor | None]:
 
 
 def _autocast(
-    cell, input, batch_sizes, h_0, c_0, params, one_step, stack_dtype
+    cell, input, batch_sizes, h_0, c_0, params, one_step, stack_dtype, save
 ) -> tuple[Tensor, ...]:
     """Casts before the kernel sees the tensors, so that its gradients come back through the casts;
     then the table above."""
@@ -275,8 +311,9 @@ def _autocast(
         return tensor.to(autocast_dtype)
 
     with torch.autocast(device, enabled=False):
+        cast_params = [cast(p) for p in params]
         results = layer(
-            cell, cast(input), batch_sizes, cast(h_0), cast(c_0), [cast(p) for p in params]
+            cell, cast(input), batch_sizes, cast(h_0), cast(c_0), cast_params, save=save
         )
     output, h_n, c_n = results
     if device != "cpu" or cell.startswith("rnn") or output.dtype != autocast_dtype:

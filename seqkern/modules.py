@@ -20,7 +20,9 @@ from torch.fx import Proxy
 from torch.nn.utils._expanded_weights.expanded_weights_impl import ExpandedWeight
 from torch.nn.utils.rnn import PackedSequence
 
+from seqkern import onnx
 from seqkern.functional import gru_cell, layer, lstm_cell, rnn_cell
+from seqkern.lengths import layout
 from seqkern.scripted import ScriptedLSTM, ScriptedOneState, scripted_cell
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
@@ -45,17 +47,37 @@ class _Layers(nn.RNNBase):
     """What LSTM, GRU and RNN share. ``states`` is (h_0, c_0) or (h_0,), each [L*D, B, ...] in
     sorted order, or None."""
 
+    # What forward keeps for backward; in a converted module this is its only place.
+    save = "gates"
+
+    def __init__(self, mode, *args, save="gates", **kwargs):
+        if save not in ("gates", "states"):
+            raise ValueError(f"save must be 'gates' or 'states', got {save!r}")
+        super().__init__(mode, *args, **kwargs)
+        if save != "gates":
+            self.save = save
+
+    def extra_repr(self) -> str:
+        own = "" if self.save == "gates" else f", save={self.save!r}"
+        return super().extra_repr() + own
+
     def flatten_parameters(self) -> None:
         """Does nothing: the kernels take the parameters as they lie."""
 
-    def _forward(self, input, states):
+    def _forward(self, input, states, lengths):
         """torch's forward: output and the tuple of final states."""
         if isinstance(input, PackedSequence):
+            if lengths is not None:
+                raise ValueError(
+                    "lengths must be None with a PackedSequence, which has its own, got lengths"
+                )
             return self._packed(input, states)
         dim = input.dim()
         weights = self._weights()
         if not self._fits(input, states, weights, dim):
             self._check(input, states)
+        if lengths is not None:
+            return self._with_lengths(input, states, lengths, weights)
         if dim == 2:
             time_major = input.unsqueeze(1)
             states = states and tuple([s.unsqueeze(1) for s in states])
@@ -72,8 +94,28 @@ class _Layers(nn.RNNBase):
             return output.squeeze(1), tuple([s.squeeze(1) for s in states])
         return (output.transpose(0, 1) if self.batch_first else output), states
 
+    def _with_lengths(self, input, states, lengths, weights):
+        """The same for a padded batch that is run as a ragged one."""
+        if input.dim() != 3:
+            raise ValueError(
+                f"lengths must be None with unbatched input [T, I], got input {list(input.shape)}"
+            )
+        if _needs_torch(weights[0]):
+            raise RuntimeError(
+                "lengths can't be taken by torch.jit.trace and call_for_per_sample_grads, for which "
+                "torch's own functions run: use torch.nn.utils.rnn.pack_padded_sequence"
+            )
+        steps, batch = input.shape[1::-1] if self.batch_first else input.shape[:2]
+        if steps == 0:
+            raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+        rows = layout(lengths, input, self.batch_first)
+        states = self._zeros(input, batch) if states is None else rows.sort(states)
+        output, states = self._run(rows.pack(input), rows.batch_sizes, states, weights)
+        return rows.unpack(output, input), rows.unsort(states)
+
     def _packed(self, packed, states):
         input, batch_sizes, sorted_indices, unsorted_indices = packed
+        onnx.refuse_packed()
         weights = self._weights()
         batch = batch_sizes[0]
         if not _tracing_state():  # a trace keeps it as a tensor, not as a number
@@ -98,7 +140,9 @@ class _Layers(nn.RNNBase):
         h_0, c_0 = states if len(states) == 2 else (states[0], None)
         try:
             if self.num_layers == 1:
-                output, h_n, c_n = layer(cell, input, batch_sizes, h_0, c_0, weights)
+                output, h_n, c_n = layer(
+                    cell, input, batch_sizes, h_0, c_0, weights, save=self.save
+                )
                 return output, (h_n,) if c_0 is None else (h_n, c_n)
             directions = 2 if self.bidirectional else 1
             per_layer = len(weights) // self.num_layers
@@ -110,7 +154,14 @@ class _Layers(nn.RNNBase):
                     output = torch.dropout(output, self.dropout, True)
                 own = weights[k * per_layer : (k + 1) * per_layer]
                 output, *final = layer(
-                    cell, output, batch_sizes, h_0[k], c_0[k], own, stack_dtype=input.dtype
+                    cell,
+                    output,
+                    batch_sizes,
+                    h_0[k],
+                    c_0[k],
+                    own,
+                    stack_dtype=input.dtype,
+                    save=self.save,
                 )
                 finals.append(final[: len(states)])
             return output, tuple([torch.cat(s) for s in zip(*finals, strict=True)])
@@ -194,10 +245,11 @@ class _Layers(nn.RNNBase):
         return f"For {{kind}} input, hx should also be {{dim}}-D but got {h_0.dim()}-D tensor"
 
 
-def _node(module: nn.Module, input: Proxy, hx) -> Proxy:
+def _node(module: nn.Module, input: Proxy, hx, lengths=None) -> Proxy:
     """One node in a graph that torch.fx traces, which takes torch's modules for leaves by name."""
     tracer = input.tracer
-    return tracer.create_proxy("call_module", tracer.path_of_module(module), (input, hx), {})
+    kwargs = {} if lengths is None else {"lengths": lengths}
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), (input, hx), kwargs)
 
 
 def _needs_torch(weight: Tensor) -> bool:
@@ -214,13 +266,18 @@ class LSTM(_Layers, ScriptedLSTM):
     """``torch.nn.LSTM`` on seqkern's kernels: same constructor, parameters, results and errors.
 
     ``LSTM(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0,
-    bidirectional=False, proj_size=0, device=None, dtype=None)``
+    bidirectional=False, proj_size=0, device=None, dtype=None, *, save="gates")``; with save
+    ``"states"`` backward computes the gates again instead of keeping them: less memory, more time.
 
-    ``forward(input, hx=None)`` takes input ``[T, B, I]`` (``[B, T, I]`` with batch_first,
+    ``forward(input, hx=None, lengths=None)`` takes input ``[T, B, I]`` (``[B, T, I]`` with batch_first,
     ``[T, I]`` unbatched) or a PackedSequence, and hx = (h_0 ``[L*D, B, P or H]``, c_0
     ``[L*D, B, H]``), zeros by default. It returns output ``[T, B, D*(P or H)]`` (or as the input came) and (h_n,
     c_n), shaped as hx. float32, float64, bfloat16 or float16. ValueError or RuntimeError as torch
     raises them for arguments that do not fit.
+
+    With lengths ``[B]`` (integers, a tensor or a list, unsorted, 0 allowed) sequence b of a padded batch ends
+    after its first ``lengths[b]`` steps: no work is done on padding, output is zero there, and each final
+    state is that of its sequence's own end (hx for an empty one). ValueError where lengths do not fit.
 
     Example::
 
@@ -238,28 +295,36 @@ class LSTM(_Layers, ScriptedLSTM):
 
     @_overload_method
     def forward(
-        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
+        self,
+        input: Tensor,
+        hx: tuple[Tensor, Tensor] | None = None,
+        lengths: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         pass
 
     @_overload_method
     def forward(  # noqa: F811
-        self, input: PackedSequence, hx: tuple[Tensor, Tensor] | None = None
+        self,
+        input: PackedSequence,
+        hx: tuple[Tensor, Tensor] | None = None,
+        lengths: Tensor | None = None,
     ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]:
         pass
 
-    def forward(self, input, hx=None):  # noqa: F811
+    def forward(self, input, hx=None, lengths=None):  # noqa: F811
         if torch.jit.is_scripting():
+            if lengths is not None:
+                raise ValueError("lengths must be None in TorchScript: pack the sequences instead")
             if isinstance(input, PackedSequence):
                 return self._scripted_packed(input, hx)
             else:
                 return self._scripted(input, hx)
         else:
             if isinstance(input, Proxy):
-                return _node(self, input, hx)
+                return _node(self, input, hx, lengths)
             if hx is not None and not (type(hx) is tuple and len(hx) == 2):
                 hx = _pair(hx, "lstm")
-            return self._forward(input, hx)
+            return self._forward(input, hx, lengths)
 
     def _state_widths(self) -> tuple[int, ...]:
         return self.proj_size or self.hidden_size, self.hidden_size
@@ -296,12 +361,16 @@ class GRU(_Layers, ScriptedOneState):
     """``torch.nn.GRU`` on seqkern's kernels: same constructor, parameters, results and errors.
 
     ``GRU(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0,
-    bidirectional=False, device=None, dtype=None)``
+    bidirectional=False, device=None, dtype=None, *, save="gates")``, save as in ``seqkern.LSTM``.
 
-    ``forward(input, hx=None)`` takes input ``[T, B, I]`` (``[B, T, I]`` with batch_first,
+    ``forward(input, hx=None, lengths=None)`` takes input ``[T, B, I]`` (``[B, T, I]`` with batch_first,
     ``[T, I]`` unbatched) or a PackedSequence, and hx = h_0 ``[L*D, B, H]``, zeros by default. It
     returns output ``[T, B, D*H]`` (or as the input came) and h_n, shaped as h_0. float32, float64, bfloat16
     or float16. ValueError or RuntimeError as torch raises them for arguments that do not fit.
+
+    With lengths ``[B]`` (integers, a tensor or a list, unsorted, 0 allowed) sequence b of a padded batch ends
+    after its first ``lengths[b]`` steps: no work is done on padding, output is zero there, and each final
+    state is that of its sequence's own end (hx for an empty one). ValueError where lengths do not fit.
 
     Example::
 
@@ -316,25 +385,29 @@ class GRU(_Layers, ScriptedOneState):
         super().__init__("GRU", *args, **kwargs)
 
     @_overload_method
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, input: Tensor, hx: Tensor | None = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         pass
 
     @_overload_method
     def forward(  # noqa: F811
-        self, input: PackedSequence, hx: Tensor | None = None
+        self, input: PackedSequence, hx: Tensor | None = None, lengths: Tensor | None = None
     ) -> tuple[PackedSequence, Tensor]:
         pass
 
-    def forward(self, input, hx=None):  # noqa: F811
+    def forward(self, input, hx=None, lengths=None):  # noqa: F811
         if torch.jit.is_scripting():
+            if lengths is not None:
+                raise ValueError("lengths must be None in TorchScript: pack the sequences instead")
             if isinstance(input, PackedSequence):
                 return self._scripted_packed(input, hx)
             else:
                 return self._scripted(input, hx)
         else:
             if isinstance(input, Proxy):
-                return _node(self, input, hx)
-            output, states = self._forward(input, None if hx is None else (hx,))
+                return _node(self, input, hx, lengths)
+            output, states = self._forward(input, None if hx is None else (hx,), lengths)
             return output, states[0]
 
 
@@ -348,10 +421,14 @@ class RNN(_Layers, ScriptedOneState):
     dropout=0.0, bidirectional=False, device=None, dtype=None)``; nonlinearity is ``'tanh'`` or
     ``'relu'``.
 
-    ``forward(input, hx=None)`` takes input ``[T, B, I]`` (``[B, T, I]`` with batch_first,
+    ``forward(input, hx=None, lengths=None)`` takes input ``[T, B, I]`` (``[B, T, I]`` with batch_first,
     ``[T, I]`` unbatched) or a PackedSequence, and hx = h_0 ``[L*D, B, H]``, zeros by default. It
     returns output ``[T, B, D*H]`` (or as the input came) and h_n, shaped as h_0. float32, float64, bfloat16
     or float16. ValueError or RuntimeError as torch raises them for arguments that do not fit.
+
+    With lengths ``[B]`` (integers, a tensor or a list, unsorted, 0 allowed) sequence b of a padded batch ends
+    after its first ``lengths[b]`` steps: no work is done on padding, output is zero there, and each final
+    state is that of its sequence's own end (hx for an empty one). ValueError where lengths do not fit.
 
     Example::
 
@@ -375,25 +452,29 @@ class RNN(_Layers, ScriptedOneState):
         super().__init__(f"RNN_{self.nonlinearity.upper()}", *args, **kwargs)
 
     @_overload_method
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, input: Tensor, hx: Tensor | None = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         pass
 
     @_overload_method
     def forward(  # noqa: F811
-        self, input: PackedSequence, hx: Tensor | None = None
+        self, input: PackedSequence, hx: Tensor | None = None, lengths: Tensor | None = None
     ) -> tuple[PackedSequence, Tensor]:
         pass
 
-    def forward(self, input, hx=None):  # noqa: F811
+    def forward(self, input, hx=None, lengths=None):  # noqa: F811
         if torch.jit.is_scripting():
+            if lengths is not None:
+                raise ValueError("lengths must be None in TorchScript: pack the sequences instead")
             if isinstance(input, PackedSequence):
                 return self._scripted_packed(input, hx)
             else:
                 return self._scripted(input, hx)
         else:
             if isinstance(input, Proxy):
-                return _node(self, input, hx)
-            output, states = self._forward(input, None if hx is None else (hx,))
+                return _node(self, input, hx, lengths)
+            output, states = self._forward(input, None if hx is None else (hx,), lengths)
             return output, states[0]
 
 

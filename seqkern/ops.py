@@ -12,11 +12,23 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from seqkern import _C  # importing it registers the ops
 
-__all__ = ["BACKWARD", "CELLS", "CUDA_KERNELS", "FORWARD", "KERNEL_DTYPES"]
+__all__ = [
+    "BACKWARD",
+    "CELLS",
+    "CUDA_KERNELS",
+    "FORWARD",
+    "KERNEL_DTYPES",
+    "PACK",
+    "STEP",
+    "STREAM_STEP",
+]
 
 CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 FORWARD = {cell: getattr(torch.ops.seqkern, f"{cell}_forward").default for cell in CELLS}
 BACKWARD = {cell: getattr(torch.ops.seqkern, f"{cell}_backward").default for cell in CELLS}
+STEP = {cell: getattr(torch.ops.seqkern, f"{cell}_step").default for cell in CELLS}
+PACK = {cell: getattr(torch.ops.seqkern, f"{cell}_pack").default for cell in CELLS}
+STREAM_STEP = {cell: getattr(torch.ops.seqkern, f"{cell}_stream_step").default for cell in CELLS}
 KERNEL_DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 CUDA_KERNELS = _C.build_info()["cuda"]
 
@@ -88,6 +100,14 @@ def _fake_backward(cell: str):
         )
 
     return fake
+
+
+def _fake_step(input, h, *rest):
+    return h.new_empty(h.shape)
+
+
+def _fake_step_with_state(input, h, c, *rest):
+    return h.new_empty(h.shape), c.new_empty(c.shape)
 
 
 # ---- vmap ----
@@ -278,5 +298,9 @@ for _cell in CELLS:
     _library.impl(f"{_cell}_backward", _grads_batched(BACKWARD[_cell]), "Batched")
     torch.library.register_fake(f"seqkern::{_cell}_forward", _fake_forward(_cell))
     torch.library.register_fake(f"seqkern::{_cell}_backward", _fake_backward(_cell))
+    torch.library.register_fake(
+        f"seqkern::{_cell}_step", _fake_step_with_state if _cell == "lstm" else _fake_step
+    )
+    torch.library.register_fake(f"seqkern::{_cell}_stream_step", lambda *args: None)
     torch.library.register_vmap(f"seqkern::{_cell}_forward", _vmap_forward(_cell))
     torch.library.register_vmap(f"seqkern::{_cell}_backward", _vmap_backward(_cell))

@@ -101,7 +101,12 @@ def layer(
         input, *states = (t.float() for t in (input, *states))
         params = [p.float() for p in params]
     padded = batch_sizes is None
-    inputs = input.unbind(0) if padded else input.split(batch_sizes.tolist())
+    if padded:
+        inputs = input.unbind(0)
+    else:
+        sizes = [n for n in batch_sizes.tolist() if n > 0]
+        left_over = input.size(0) - sum(sizes)
+        inputs = input.split([*sizes, left_over])[:-1]
 
     directions = h_0.size(0)
     per_direction = len(params) // directions
@@ -109,7 +114,10 @@ def layer(
     for d in range(directions):
         own = params[d * per_direction : (d + 1) * per_direction]
         rows, final = _direction(_STEPS[cell], inputs, tuple(s[d] for s in states), own, d == 1)
-        outputs.append(torch.stack(rows) if padded else torch.cat(rows))
+        if padded:
+            outputs.append(torch.stack(rows))
+        else:
+            outputs.append(torch.cat([*rows, input.new_zeros(left_over, h_0.size(2))]))
         finals.append(final)
     results = (torch.cat(outputs, -1), *(torch.stack(s) for s in zip(*finals, strict=True)))
     return tuple(r.to(dtype) for r in results)

@@ -377,7 +377,9 @@ def test_argument_errors(change, message):
     "sizes, message",
     [
         ([2, 3, 1], "must not increase, got 3 at step 1 after 2"),
-        ([3, 2, 0], "must be positive"),
+        ([3, 3, -1], "must not be negative and must not increase, got -1 at step 2 after 3"),
+        ([3, 3, 1, 0], "must add up to at most 6, the rows of input, got a sum of 7"),
+        ([4, 1, 0], r"h_0 must have at least the first step's 4 rows, got \[1, 3, 4\]"),
         ([3, 2, 2], "must add up to the 6 rows of input, got a sum of 7"),
         ([2, 2, 2], r"h_0 must have the first step's 2 rows, got \[1, 3, 4\]"),
         ([[3], [2], [1]], r"batch_sizes must be a 1-D int64 CPU tensor, got \[3, 1\]"),
@@ -392,7 +394,9 @@ def test_batch_sizes_errors(sizes, message):
 
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("direction", ("forward", "backward"))
-@pytest.mark.parametrize("sizes", (None, (3, 2, 2)), ids=("padded", "ragged"))
+@pytest.mark.parametrize(
+    "sizes", (None, (3, 2, 2), (3, 1, 0)), ids=("padded", "ragged", "last step without rows")
+)
 def test_opcheck(cell, direction, sizes):
     c = Case(cell, T=3, B=3, D=2, batch_sizes=sizes)
     arguments = op_arguments(c)

@@ -75,7 +75,15 @@ def add_occupancy(found: dict[int, dict[str, Kernel]]) -> None:
     program = OUT / "occupancy"
     sources = (ROOT / "tools/cuda_occupancy.cpp", ROOT / "csrc/cuda/plan.cpp")
     folders = (f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests/cpp'}")
-    run("nvcc", "-std=c++20", "-Xcompiler=-Wno-missing-field-initializers", *folders, *sources, "-o", program)
+    run(
+        "nvcc",
+        "-std=c++20",
+        "-Xcompiler=-Wno-missing-field-initializers",
+        *folders,
+        *sources,
+        "-o",
+        program,
+    )
     lines = [
         f"{name} {arch} {k.registers} {k.shared}"
         for arch, kernels in found.items()
@@ -87,7 +95,7 @@ def add_occupancy(found: dict[int, dict[str, Kernel]]) -> None:
     if done.returncode:
         sys.exit(done.stderr)
     for line in done.stdout.splitlines():
-        name, arch, threads, shared, warps, most = line.split()
+        name, arch, _threads, shared, warps, most = line.split()
         kernel = found[int(arch)][name]
         kernel.occupancy = f"{100 * int(warps) // int(most)}%"
         kernel.shared += int(shared)
@@ -97,9 +105,10 @@ def table(found: dict[int, dict[str, Kernel]]) -> str:
     version = re.search(r"V([\d.]+)", run("nvcc", "--version"))[1]
     heads = [f"sm_{arch} ({gpu})" for arch, gpu in ARCHITECTURES.items()]
     lines = [
-        f"nvcc {version}. Registers a thread, KiB of shared memory a block, theoretical occupancy; a block "
-        "kernel's shared\nmemory is that of the largest H, a multiple of 16, that the device has room "
-        "for. No kernel has spills or local memory.\n",
+        f"nvcc {version}. Registers a thread, KiB of shared memory a block, theoretical occupancy.",
+        "A block or grid kernel's shared memory is that of the largest H, a multiple of 16, that the",
+        "device has room for with 16 rows. No kernel has spills or local memory.",
+        "",
         "| kernel | " + " | ".join(heads) + " |",
         "|---" * (len(heads) + 1) + "|",
     ]
@@ -115,7 +124,9 @@ def table(found: dict[int, dict[str, Kernel]]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help="write the table into docs/cuda.md")
-    parser.add_argument("--nvdisasm", default=shutil.which("nvdisasm"), help="NVIDIA's disassembler")
+    parser.add_argument(
+        "--nvdisasm", default=shutil.which("nvdisasm"), help="NVIDIA's disassembler"
+    )
     options = parser.parse_args()
     if shutil.which("nvcc") is None:
         sys.exit("nvcc is not on the PATH")
@@ -154,7 +165,9 @@ def main() -> int:
     if options.write:
         PAGE.write_text(new)
     elif new != page:
-        problems.append("docs/cuda.md's table is not of these kernels: make cuda-check ARGS=--write")
+        problems.append(
+            "docs/cuda.md's table is not of these kernels: make cuda-check ARGS=--write"
+        )
     count = sum(map(len, found.values()))
     print(f"{count} kernels for {len(found)} architectures, {len(problems)} problems")
     for problem in problems:

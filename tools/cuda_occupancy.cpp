@@ -2,8 +2,8 @@
 //   kernel capability registers static_shared
 // and prints for each
 //   kernel capability threads dynamic_shared warps_per_multiprocessor most_warps
-// with the launch shapes that csrc/cuda chooses. Block kernels take the shared memory of the
-// largest hidden size, a multiple of 16, that the device has room for.
+// with the launch shapes that csrc/cuda chooses. Block and grid kernels take the shared memory of
+// the largest hidden size, a multiple of 16, that the device has room for with 16 rows.
 #include <cuda_occupancy.h>
 
 #include <climits>
@@ -29,17 +29,23 @@ struct Launch {
 };
 
 Launch launch_of(const std::string& kernel, const DeviceProperties& d) {
-  if (kernel.find("_block_") == std::string::npos) return {};
-  Problem p{Cell::Lstm, Type::F32, 1, 16, 16, 1, false};
+  const bool block = kernel.find("_block_") != std::string::npos;
+  if (!block && kernel.find("_grid_") == std::string::npos) return {};
+  Problem p{Cell::Lstm, Type::F32, 16, 16, 16, 1, false};
   for (int i = 0; i < seqkern::kNumCells; ++i) {
     if (kernel.find(kCells[i]) != std::string::npos) p.cell = Cell(i);
   }
   for (int i = 0; i < kNumTypes; ++i) {
     if (kernel.ends_with(std::string("_") + kTypes[i])) p.type = Type(i);
   }
-  while (supports(Tier::Block, p, d)) p.H = p.K = p.H + 16;
-  const BlockShape shape = block_shape(p.cell, p.type, p.H - 16);
   const bool forward = kernel.find("forward") != std::string::npos;
+  while (supports(block ? Tier::Block : Tier::Grid, p, d)) p.H = p.K = p.H + 16;
+  p.H = p.K = p.H - 16;
+  if (block) {
+    const BlockShape shape = block_shape(p.cell, p.type, p.H);
+    return {shape.threads, forward ? shape.shared_forward : shape.shared_backward};
+  }
+  const GridShape shape = grid_shape(p, d);
   return {shape.threads, forward ? shape.shared_forward : shape.shared_backward};
 }
 

@@ -7,6 +7,7 @@
 #include "cells/lstm.h"
 #include "cells/rnn.h"
 #include "cpu/layer.h"
+#include "cpu/step.h"
 
 namespace seqkern::cpu::SEQKERN_CAPABILITY {
 
@@ -16,6 +17,8 @@ namespace {
 template <class T>
 constexpr LayerKernels<T> layer_kernels() {
   return {
+      {step<Lstm, T>, step<Gru, T>, step<RnnTanh, T>, step<RnnRelu, T>},
+      {packed_step<Lstm, T>, packed_step<Gru, T>, packed_step<RnnTanh, T>, packed_step<RnnRelu, T>},
       {activate<Lstm, T>, activate<Gru, T>, activate<RnnTanh, T>, activate<RnnRelu, T>},
       {forward<Lstm, T>, forward<Gru, T>, forward<RnnTanh, T>, forward<RnnRelu, T>},
       {backward<Lstm, T>, backward<Gru, T>, backward<RnnTanh, T>, backward<RnnRelu, T>},

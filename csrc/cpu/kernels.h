@@ -85,8 +85,26 @@ struct ActivateArgs {
   T* gates;          // [rows, S*H]
 };
 
+// One time step of one direction.
+template <typename T>
+struct StepArgs {
+  int64_t B, I, H;
+  const T* x;            // [B, I]
+  const T* h;            // [B, H]
+  const T* c;            // [B, H], null where there is none
+  const T *w_ih, *w_hh;  // [G*H, I], [G*H, H]: as they lie, or packed (pack_gates)
+  const T *b_ih, *b_hh;  // [G*H], both null without biases
+  T* output;             // [B, H], row stride ldo: the next h; may not be h
+  int64_t ldo;
+  T* c_n;    // [B, H], null where there is none; may be c
+  T* gates;  // [B, S*H] or null
+};
+
 template <typename T>
 struct LayerKernels {
+  // Thread `index` of `count` makes its share of the units; nobody waits.
+  void (*step[kNumCells])(const StepArgs<T>&, int index, int count);
+  void (*packed_step[kNumCells])(const StepArgs<T>&, int index, int count);
   void (*activate[kNumCells])(const ActivateArgs<T>&, const Worker&);
   void (*forward[kNumCells])(const ForwardArgs<T>&, const Worker&);
   void (*backward[kNumCells])(const BackwardArgs<T>&, const Worker&);

@@ -9,6 +9,9 @@ namespace {
 // A step's share of a thread below this many flops takes less time than the barrier after it.
 constexpr int64_t kMinStepFlops = 32 * 1024;
 
+// Bytes of weights that a core multiplies in the time that it takes to start another.
+constexpr int64_t kStepBytes = 384 * 1024;
+
 // What a chunk's activations may take so that they are still in cache when its steps read them.
 constexpr int64_t kChunkBytes = 1 << 20;
 
@@ -33,6 +36,13 @@ Plan make_plan(const Problem& p, int available_threads) {
   plan.chunk_rows = std::max(kChunkBytes / std::max<int64_t>(p.gates * p.H * p.element_size, 1),
                              p.min_chunk_rows);
   return plan;
+}
+
+int step_threads(int64_t B, int64_t I, int64_t H, int gates, int element_size,
+                 int available_threads) {
+  // The weights are read once for up to two rows; with more the arithmetic takes longer.
+  const int64_t bytes = gates * H * (I + H) * element_size * ((B + 1) / 2);
+  return int(std::clamp<int64_t>(bytes / kStepBytes, 1, available_threads));
 }
 
 std::vector<int64_t> chunk_steps(const std::vector<int64_t>& offsets, int64_t chunk_rows) {

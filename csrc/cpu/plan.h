@@ -22,6 +22,11 @@ struct Plan {
   int64_t chunk_rows;  // rows of a chunk, at least one step
 };
 
+// Threads for one time step on weights that are not packed: enough that each reads as much as
+// starting it costs.
+int step_threads(int64_t B, int64_t I, int64_t H, int gates, int element_size,
+                 int available_threads);
+
 Plan make_plan(const Problem& problem, int available_threads);
 
 // The boundaries 0 = t_0 < t_1 < ... < T of chunks with about chunk_rows rows each.

@@ -37,7 +37,8 @@ template <>
 struct Simd<float> {
   static constexpr int kLanes = kVectorBytes / 4;
   typedef float V __attribute__((vector_size(kVectorBytes)));
-  typedef uint32_t U __attribute__((vector_size(kVectorBytes)));
+  typedef uint32_t Bits;
+  typedef Bits U __attribute__((vector_size(kVectorBytes)));
   static constexpr float kLog2e = 1.44269504088896341f;
   static constexpr float kLn2Hi = 6.93145751953125e-1f, kLn2Lo = 1.42860682030941723e-6f;
   // 1.5 * 2^23: adding it leaves round(x) in the low bits.
@@ -62,7 +63,8 @@ template <>
 struct Simd<double> {
   static constexpr int kLanes = kVectorBytes / 8;
   typedef double V __attribute__((vector_size(kVectorBytes)));
-  typedef uint64_t U __attribute__((vector_size(kVectorBytes)));
+  typedef uint64_t Bits;
+  typedef Bits U __attribute__((vector_size(kVectorBytes)));
   static constexpr double kLog2e = 1.44269504088896340736;
   static constexpr double kLn2Hi = 6.93147180369123816490e-1, kLn2Lo = 1.90821492927058770002e-10;
   static constexpr double kRound = 6755399441055744.0;

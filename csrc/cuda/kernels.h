@@ -51,7 +51,8 @@ struct Forward {
   const void* x;     // math, chunk [rows, G*H]: W_ih x, no bias
   const void* bias;  // math, [G + 1, H]: added to x; last row: inside the last gate's product
   const void* w_hh;  // store, [G*H, K]
-  void* h;           // store, [B, K]: h_0 on entry, the last step's h of each row on return
+  const void* h_0;   // store, [B, K]
+  void* h;           // store, [B, K]: h_0 at first, the last step's h of each row on return
   void* c;           // math, [B, H]: likewise; null where there is none
   void* output;      // store, all rows [R, ldo], first K columns
   int64_t ldo;
@@ -110,6 +111,19 @@ void launch_step_project(Type type, const StepBackward& args, Stream stream);
 
 void launch_block_forward(Cell cell, Type type, const Both<Forward>& args, Stream stream);
 void launch_block_backward(Cell cell, Type type, const Both<Backward>& args, Stream stream);
+
+// ---- grid-persistent: a chunk in one cooperative launch ----
+
+struct GridShape;  // cuda/grid.h
+struct GridMemory {
+  uint32_t* flags;  // zeros, one per block of each direction
+  void* partials;   // math, backward only: GridShape::partials elements
+  int units;        // filled in by the launch
+};
+void launch_grid_forward(Cell cell, Type type, const GridShape& shape, const Both<Forward>& args,
+                         const GridMemory& memory, Stream stream);
+void launch_grid_backward(Cell cell, Type type, const GridShape& shape, const Both<Backward>& args,
+                          const GridMemory& memory, Stream stream);
 
 // ---- around the steps, once a chunk ----
 

@@ -25,6 +25,7 @@ constexpr Widths kWidths[kNumCells] = {{Lstm::kGates, Lstm::kGradGates},
                                        {RnnRelu::kGates, RnnRelu::kGradGates}};
 Widths widths(Cell cell) { return kWidths[static_cast<int>(cell)]; }
 
+int store_bytes(Type type) { return type == Type::F64 ? 8 : type == Type::F32 ? 4 : 2; }
 int64_t math_bytes(Type type) { return type == Type::F64 ? 8 : 4; }
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -38,6 +39,8 @@ constexpr double kLaunchNs = 2500, kProductNs = 4000;
 // Of a step that stays in a block: two trips through shared memory, the exchange in the quad, the
 // cell's functions, the barrier.
 constexpr double kBlockStepClocks = 400;
+// Of a step that crosses blocks: a release, an acquire, and the trip of h through L2 and back.
+constexpr double kGridStepNs = 2500;
 // Share of the peak that a product of one step reaches.
 constexpr double kProductEfficiency = 0.75;
 
@@ -72,6 +75,17 @@ double block_step(const Problem& p, const DeviceProperties& d) {
   return rounds * (clocks + kBlockStepClocks) / kGigahertz;
 }
 
+double grid_step(const Problem& p, const DeviceProperties& d) {
+  const int G = widths(p.cell).gates;
+  const GridShape shape = grid_shape(p, d);
+  // Per warp and 32 terms of a sum: G weights and kGridRows values a lane.
+  const double loads = double(math_bytes(p.type)) / 4 * (G + kGridRows);
+  const double fmas = 32.0 * kGridRows * G / fma_per_clock(p.type, d);
+  const double clocks =
+      double(ceil_div(p.H, 32) * shape.units * ceil_div(p.B, kGridRows)) * (loads + fmas);
+  return clocks / kGigahertz + kGridStepNs;
+}
+
 double stepwise_step(const Problem& p, const DeviceProperties& d) {
   const double fmas = double(p.B) * p.directions * widths(p.cell).gates * p.H * p.K;
   const double rate =
@@ -81,7 +95,10 @@ double stepwise_step(const Problem& p, const DeviceProperties& d) {
 
 }  // namespace
 
-const char* name(Tier tier) { return tier == Tier::Stepwise ? "stepwise" : "block"; }
+const char* name(Tier tier) {
+  constexpr const char* kNames[kNumTiers] = {"stepwise", "block", "grid"};
+  return kNames[static_cast<int>(tier)];
+}
 
 BlockShape block_shape(Cell cell, Type type, int64_t H) {
   const int64_t width = widths(cell).gates * H;
@@ -93,23 +110,46 @@ BlockShape block_shape(Cell cell, Type type, int64_t H) {
           .shared_backward = (j * H + 2 * j * kBlockRows) * math_bytes(type)};
 }
 
+GridShape grid_shape(const Problem& p, const DeviceProperties& d) {
+  // One block a multiprocessor.
+  const int64_t most = std::max<int64_t>(d.multiprocessors / p.directions, 1);
+  const int64_t G = widths(p.cell).gates, units = std::max<int64_t>(ceil_div(p.H, most), 1);
+  const int64_t blocks = ceil_div(p.H, units), tiles = ceil_div(p.B, kGridRows);
+  const int64_t weights = ceil_div(units * G * p.H * store_bytes(p.type), 16) * 16;
+  return {
+      .units = static_cast<int>(units),
+      .blocks = static_cast<int>(blocks),
+      .threads = static_cast<int>(
+          std::clamp<int64_t>(units * tiles * 32, 128, grid_threads(store_bytes(p.type)))),
+      .shared_forward = weights + 2 * units * p.B * math_bytes(p.type),
+      .shared_backward = weights + units * (G * tiles * kGridRows + 2 * p.B) * math_bytes(p.type),
+      .partials = 2 * p.directions * blocks * blocks * p.B * units};
+}
+
 bool supports(Tier tier, const Problem& p, const DeviceProperties& d) {
   if (tier == Tier::Stepwise) return true;
   if (p.projection) return false;
+  if (tier == Tier::Grid) {
+    const GridShape shape = grid_shape(p, d);
+    return d.cooperative_launch && shape.blocks * p.directions <= d.multiprocessors &&
+           std::max(shape.shared_forward, shape.shared_backward) <= d.shared_per_block_optin;
+  }
   const BlockShape shape = block_shape(p.cell, p.type, p.H);
   return shape.threads <= kBlockThreads &&
          std::max(shape.shared_forward, shape.shared_backward) <= d.shared_per_block_optin;
 }
 
 double predicted_step(Tier tier, const Problem& p, const DeviceProperties& d) {
-  return tier == Tier::Block ? block_step(p, d) : stepwise_step(p, d);
+  if (tier == Tier::Block) return block_step(p, d);
+  return tier == Tier::Grid ? grid_step(p, d) : stepwise_step(p, d);
 }
 
 Plan make_plan(const Problem& p, const DeviceProperties& d) {
-  Plan plan{.tier = Tier::Stepwise, .chunk_rows = 0};
-  if (supports(Tier::Block, p, d) &&
-      predicted_step(Tier::Block, p, d) < predicted_step(Tier::Stepwise, p, d)) {
-    plan.tier = Tier::Block;
+  Plan plan{.tier = Tier::Stepwise, .chunk_rows = 0, .grid = grid_shape(p, d)};
+  for (const Tier tier : {Tier::Block, Tier::Grid}) {
+    if (supports(tier, p, d) && predicted_step(tier, p, d) < predicted_step(plan.tier, p, d)) {
+      plan.tier = tier;
+    }
   }
   const int64_t row_bytes = widths(p.cell).grad_gates * p.H * p.directions * math_bytes(p.type);
   plan.chunk_rows = std::max(kChunkBytes / std::max<int64_t>(row_bytes, 1), p.B);

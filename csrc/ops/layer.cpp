@@ -40,7 +40,9 @@ void check_like(const char* cell, const char* name, const at::Tensor& tensor,
               " must be on the input's device ", like.device(), ", got ", tensor.device());
 }
 
-std::vector<int64_t> read_offsets(const char* cell, const at::Tensor& batch_sizes, int64_t R) {
+// Of the steps that have rows. A last step without rows says that input may have rows left over.
+std::vector<int64_t> read_offsets(const char* cell, const at::Tensor& batch_sizes, int64_t rows,
+                                  const at::Tensor& h_0) {
   TORCH_CHECK(batch_sizes.dim() == 1 && batch_sizes.scalar_type() == at::kLong &&
                   batch_sizes.device().is_cpu(),
               "seqkern::", cell, ": batch_sizes must be a 1-D int64 CPU tensor, got ",
@@ -49,14 +51,25 @@ std::vector<int64_t> read_offsets(const char* cell, const at::Tensor& batch_size
   const int64_t* p = sizes.const_data_ptr<int64_t>();
   std::vector<int64_t> offsets{0};
   offsets.reserve(sizes.numel() + 1);
-  for (int64_t t = 0; t < sizes.numel(); ++t) {
-    TORCH_CHECK(p[t] >= 1 && (t == 0 || p[t] <= p[t - 1]), "seqkern::", cell,
-                ": batch_sizes must be positive and must not increase, got ", p[t], " at step ", t,
-                t > 0 ? " after " + std::to_string(p[t - 1]) : std::string());
-    offsets.push_back(offsets.back() + p[t]);
+  const int64_t T = sizes.numel();
+  for (int64_t t = 0; t < T; ++t) {
+    TORCH_CHECK(p[t] >= 0 && (t == 0 || p[t] <= p[t - 1]), "seqkern::", cell,
+                ": batch_sizes must not be negative and must not increase, got ", p[t], " at step ",
+                t, t > 0 ? " after " + std::to_string(p[t - 1]) : std::string());
+    if (p[t] > 0) offsets.push_back(offsets.back() + p[t]);
   }
-  TORCH_CHECK(offsets.back() == R, "seqkern::", cell, ": batch_sizes must add up to the ", R,
-              " rows of input, got a sum of ", offsets.back());
+  const int64_t first = T > 0 ? p[0] : 0;
+  if (T > 0 && p[T - 1] == 0) {
+    TORCH_CHECK(offsets.back() <= rows, "seqkern::", cell, ": batch_sizes must add up to at most ",
+                rows, ", the rows of input, got a sum of ", offsets.back());
+    TORCH_CHECK(first <= h_0.size(1), "seqkern::", cell,
+                ": h_0 must have at least the first step's ", first, " rows, got ", h_0.sizes());
+  } else {
+    TORCH_CHECK(offsets.back() == rows, "seqkern::", cell, ": batch_sizes must add up to the ",
+                rows, " rows of input, got a sum of ", offsets.back());
+    TORCH_CHECK(T == 0 || first == h_0.size(1), "seqkern::", cell,
+                ": h_0 must have the first step's ", first, " rows, got ", h_0.sizes());
+  }
   return offsets;
 }
 
@@ -66,6 +79,11 @@ const CellInfo& cell_info(Cell cell) { return kCells[static_cast<int>(cell)]; }
 
 std::vector<int64_t> Layer::sequence_sizes(int64_t width) const {
   if (ragged) return {R, width};
+  return {T, B, width};
+}
+
+std::vector<int64_t> Layer::given_sizes(int64_t width) const {
+  if (ragged) return {given_rows, width};
   return {T, B, width};
 }
 
@@ -118,21 +136,23 @@ Layer check_layer(Cell cell, const at::Tensor& input, const std::optional<at::Te
     if (s.projection) dir.w_hr = param(per_direction - 1);
     s.directions.push_back(std::move(dir));
   }
+  s.given_batch = s.B;
+  int64_t steps = 0;
   if (s.ragged) {
-    s.R = input.size(0);
-    s.offsets = read_offsets(name, *batch_sizes, s.R);
+    s.given_rows = input.size(0);
+    s.offsets = read_offsets(name, *batch_sizes, s.given_rows, h_0);
     s.T = static_cast<int64_t>(s.offsets.size()) - 1;
-    TORCH_CHECK(s.T == 0 || s.offsets[1] == s.B, "seqkern::", name,
-                ": h_0 must have the first step's ", s.T == 0 ? 0 : s.offsets[1], " rows, got ",
-                h_0.sizes());
+    s.R = s.offsets.back();
+    s.B = s.T > 0 ? s.rows(0) : 0;
+    steps = batch_sizes->numel();
   } else {
-    s.T = input.size(0);
-    s.R = s.T * s.B;
+    s.T = steps = input.size(0);
+    s.R = s.given_rows = s.T * s.B;
     check_sizes(name, "h_0", h_0, "[D, B, K]", {s.D, input.size(1), s.K});
     s.offsets.resize(s.T + 1);
     for (int64_t t = 0; t <= s.T; ++t) s.offsets[t] = t * s.B;
   }
-  TORCH_CHECK(s.T > 0, "seqkern::", name, ": input must have at least one time step, got ",
+  TORCH_CHECK(steps > 0, "seqkern::", name, ": input must have at least one time step, got ",
               input.sizes());
   TORCH_CHECK(s.projection || s.K == s.H, "seqkern::", name,
               ": h_0 must be [D, B, H] with H = ", s.H, ", got ", h_0.sizes());
@@ -148,7 +168,7 @@ Layer check_layer(Cell cell, const at::Tensor& input, const std::optional<at::Te
   }
   TORCH_CHECK(c_0.has_value() == s.info.has_cell_state, "seqkern::", name, ": c_0 must be ",
               s.info.has_cell_state ? "given" : "None");
-  if (c_0) check_tensor(s, "c_0", *c_0, "[D, B, H]", {s.D, s.B, s.H}, input);
+  if (c_0) check_tensor(s, "c_0", *c_0, "[D, B, H]", {s.D, s.given_batch, s.H}, input);
   return s;
 }
 

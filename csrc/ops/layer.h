@@ -29,14 +29,19 @@ struct Direction {
 struct Layer {
   Cell cell;
   const CellInfo& info;
-  int64_t T, B, R, I, H, K, D;
+  int64_t T, B, R, I, H, K, D;  // T steps that have rows, B rows in the first one
+  // Rows of input, [T*B] or [R], and of h_0, [B]: more than that where batch_sizes end in 0.
+  int64_t given_rows, given_batch;
   bool ragged, bias, projection;
   std::vector<int64_t> offsets;  // [T + 1]
   std::vector<Direction> directions;
 
   int64_t rows(int64_t t) const { return offsets[t + 1] - offsets[t]; }
+  bool leaves_rows_over() const { return given_rows > R || given_batch > B; }
   // [T, B, width] or, ragged, [R, width]
   std::vector<int64_t> sequence_sizes(int64_t width) const;
+  // The same with all rows that were given.
+  std::vector<int64_t> given_sizes(int64_t width) const;
 };
 
 // Throws, naming the argument, what was expected and what came.

@@ -10,6 +10,7 @@
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
 #include "cpu/plan.h"
+#include "ops/step_cpu.h"
 
 namespace seqkern::ops {
 
@@ -556,6 +557,7 @@ BackwardResult backward(const Layer& s, const BackwardInputs& in) {
 ForwardResult forward_cpu(const Layer& s, const Tensor& input, const Tensor& h_0,
                           const std::optional<Tensor>& c_0, Save save) {
   const Tensor c = c_0.value_or(Tensor());
+  if (is_step(s, input)) return forward_step(s, input, h_0, c, save);
   if (input.scalar_type() == at::kDouble) return forward<double>(s, input, h_0, c, save);
   return forward<float>(s, input, h_0, c, save);
 }

@@ -152,6 +152,21 @@ Tensor pack_bias(const Run& run) {
   return packed;
 }
 
+// What the blocks of the grid tier exchange beside h.
+struct GridTensors {
+  Tensor flags, partials;
+
+  GridTensors(const Run& run, bool backward) {
+    if (run.plan.tier != cuda::Tier::Grid) return;
+    flags = at::empty({run.s.D, run.plan.grid.blocks}, run.storage.dtype(at::kInt));
+    if (backward) partials = run.empty({run.plan.grid.partials});
+  }
+  cuda::GridMemory zeroed() const {
+    flags.zero_();
+    return {static_cast<uint32_t*>(data(flags)), data(partials), 0};
+  }
+};
+
 // ---- forward ----
 
 void forward_stepwise(const Run& run, const Run::Chunk (&chunks)[2], cuda::StepForward& args,
@@ -194,8 +209,8 @@ ForwardResult forward_cuda(const Layer& s, const Tensor& input, const Tensor& h_
   const Tensor x = input.contiguous().view({s.R, s.I});
   const Tensor output = run.empty_stored({s.R, s.D * K});
   // The running states, which end as h_n and c_n.
-  const Tensor h = run.empty_stored({s.D, s.B, K});
-  h.copy_(h_0);
+  const Tensor h0 = h_0.contiguous(), h = run.empty_stored({s.D, s.B, K});
+  h.copy_(h0);
   Tensor c, cells, gates;
   if (s.info.has_cell_state) {
     c = run.empty({s.D, s.B, H});
@@ -211,6 +226,7 @@ ForwardResult forward_cuda(const Layer& s, const Tensor& input, const Tensor& h_
     Tensor products, hidden;
     if (stepwise) products = run.empty({s.D, s.B, G * H});
     if (s.projection) hidden = run.empty_stored({s.D, s.B, H});
+    const GridTensors memory(run, /*backward=*/false);
     std::vector<Tensor> w_ih, w_hh, w_hr;
     for (const Direction& dir : s.directions) {
       w_ih.push_back(dir.w_ih.contiguous().t());
@@ -232,6 +248,7 @@ ForwardResult forward_cuda(const Layer& s, const Tensor& input, const Tensor& h_
             .x = input_data(from_x[d]),
             .bias = input_data(bias[d]),
             .w_hh = input_data(w_hh[d].t()),
+            .h_0 = input_data(h0[d]),
             .h = data(h[d]),
             .c = c.defined() ? data(c[d]) : nullptr,
             .output = data(output.narrow(1, d * K, K)),
@@ -243,8 +260,11 @@ ForwardResult forward_cuda(const Layer& s, const Tensor& input, const Tensor& h_
       }
       if (stepwise) {
         forward_stepwise(run, chunks, args, w_hh, w_hr, h, hidden, output, products);
-      } else {
+      } else if (run.plan.tier == cuda::Tier::Block) {
         cuda::launch_block_forward(s.cell, run.type, args, run.stream);
+      } else {
+        cuda::launch_grid_forward(s.cell, run.type, run.plan.grid, args, memory.zeroed(),
+                                  run.stream);
       }
     }
   }
@@ -343,6 +363,7 @@ BackwardResult backward_cuda(const Layer& s, const BackwardInputs& in) {
     return rotation == 0 ? w : at::cat({w.narrow(0, head, rotation), w.narrow(0, 0, head)});
   };
   const int64_t most = run.max_chunk_rows();
+  const GridTensors memory(run, /*backward=*/true);
   const Tensor bias = recompute ? pack_bias(run) : Tensor();
   std::vector<PerDirection> dirs(s.D);
   for (int64_t d = 0; d < s.D; ++d) {
@@ -433,8 +454,11 @@ BackwardResult backward_cuda(const Layer& s, const BackwardInputs& in) {
       // Nothing but the zero sums below.
     } else if (run.plan.tier == cuda::Tier::Stepwise) {
       backward_stepwise(run, chunks, args, dirs, grad_h);
-    } else {
+    } else if (run.plan.tier == cuda::Tier::Block) {
       cuda::launch_block_backward(s.cell, run.type, args, run.stream);
+    } else {
+      cuda::launch_grid_backward(s.cell, run.type, run.plan.grid, args, memory.zeroed(),
+                                 run.stream);
     }
 
     for (int64_t d = 0; d < s.D; ++d) {

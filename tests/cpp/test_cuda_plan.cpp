@@ -46,24 +46,32 @@ int64_t largest_block(const Gpu& gpu, Cell cell, Type type) {
 int main() {
   const Expected expected[] = {
       // 4 * 64 * 64 floats are 64 KiB: with h beside them more than a T4's block may have.
-      {kT4, problem(Cell::Lstm, Type::F32, 16, 64), Tier::Stepwise},
+      {kT4, problem(Cell::Lstm, Type::F32, 16, 64), Tier::Grid},
       {kA100, problem(Cell::Lstm, Type::F32, 16, 64), Tier::Block},
       {kRtx4090, problem(Cell::Lstm, Type::F32, 16, 64), Tier::Block},
       {kH100, problem(Cell::Lstm, Type::F32, 16, 64), Tier::Block},
       {kT4, problem(Cell::Lstm, Type::F32, 16, 56), Tier::Block},
       {kT4, problem(Cell::RnnTanh, Type::F32, 16, 64), Tier::Block},
       {kA100, problem(Cell::Gru, Type::F32, 16, 96), Tier::Block},
-      {kRtx4090, problem(Cell::Gru, Type::F32, 16, 96), Tier::Stepwise},
+      {kRtx4090, problem(Cell::Gru, Type::F32, 16, 96), Tier::Grid},
       // Double the bytes.
-      {kA100, problem(Cell::Lstm, Type::F64, 16, 64), Tier::Block},
-      {kRtx4090, problem(Cell::Lstm, Type::F64, 16, 64), Tier::Stepwise},
-      {kA100, problem(Cell::Lstm, Type::F64, 16, 96), Tier::Stepwise},
+      {kH100, problem(Cell::Lstm, Type::F64, 16, 64), Tier::Block},
+      {kA100, problem(Cell::Lstm, Type::F64, 16, 96), Tier::Grid},
       // No more than kBlockThreads threads, whatever the memory.
       {kH100, problem(Cell::RnnRelu, Type::F32, 16, 128), Tier::Block},
-      {kH100, problem(Cell::RnnRelu, Type::F32, 16, 129), Tier::Stepwise},
+      {kH100, problem(Cell::RnnRelu, Type::F32, 16, 129), Tier::Grid},
       // Many rounds of blocks lose to products that use the whole device.
       {kA100, problem(Cell::Lstm, Type::F32, 16384, 96), Tier::Stepwise},
-      {kA100, problem(Cell::Lstm, Type::F32, 4, 1024), Tier::Stepwise},
+      // Blocks that share the units: each of an A100's takes 10 of 1024, 160 KiB of weights, which
+      // leaves 3 KiB for the gate gradients of 40 and the states of 10.
+      {kA100, problem(Cell::Lstm, Type::F32, 4, 1024), Tier::Grid},
+      {kA100, problem(Cell::Lstm, Type::F32, 16, 1024), Tier::Stepwise},
+      {kA100, problem(Cell::Lstm, Type::BF16, 4, 1024), Tier::Grid},
+      {kH100, problem(Cell::Lstm, Type::F32, 16, 1024), Tier::Grid},
+      {kH100, problem(Cell::Lstm, Type::F32, 4, 2048), Tier::Stepwise},
+      // Two directions have half the blocks each.
+      {kH100, problem(Cell::Lstm, Type::F32, 16, 1024, 2), Tier::Stepwise},
+      {kH100, problem(Cell::Gru, Type::F32, 16, 512, 2), Tier::Grid},
   };
   for (const Expected& e : expected) {
     const Plan plan = make_plan(e.problem, e.gpu.properties);
@@ -90,6 +98,14 @@ int main() {
                           shape.threads <= kBlockThreads,
                       "%d threads for H %d", shape.threads, int(H));
                 CHECK(shape.shared_backward <= d.shared_per_block_optin, "%s", gpu.name);
+              }
+              if (plan.tier == Tier::Grid) {
+                const GridShape& g = plan.grid;
+                CHECK(g.blocks * directions <= d.multiprocessors, "%s: %d blocks", gpu.name,
+                      g.blocks);
+                CHECK(int64_t{g.blocks} * g.units >= H && int64_t{g.blocks - 1} * g.units < H,
+                      "%s: %d blocks of %d units for H %d", gpu.name, g.blocks, g.units, int(H));
+                CHECK(g.threads % 32 == 0, "%d threads", g.threads);
               }
             }
           }

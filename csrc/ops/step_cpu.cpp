@@ -1,0 +1,263 @@
+#include "ops/step_cpu.h"
+
+#include <ATen/EmptyTensor.h>
+#include <ATen/Functions.h>
+#include <ATen/Parallel.h>
+
+#include <cstring>
+
+#include "cpu/capability.h"
+#include "cpu/kernels.h"
+#include "cpu/parallel.h"
+#include "cpu/plan.h"
+
+namespace seqkern::ops {
+
+namespace {
+
+using at::Tensor;
+
+// With more rows the large matrix product is faster than sums of dot products.
+constexpr int64_t kMaxRows = 8;
+
+template <typename T>
+const cpu::LayerKernels<T>& kernels() {
+  if constexpr (std::is_same_v<T, float>) {
+    return cpu::kernels().f32;
+  } else {
+    return cpu::kernels().f64;
+  }
+}
+
+template <typename T>
+void run(Cell cell, const cpu::StepArgs<T>& args, bool packed = false) {
+  const int i = static_cast<int>(cell);
+  const auto kernel = packed ? kernels<T>().packed_step[i] : kernels<T>().step[i];
+  const int threads = cpu::step_threads(args.B, args.I, args.H, cell_info(cell).gates, sizeof(T),
+                                        at::get_num_threads());
+  cpu::parallel(threads, [&](int index, int count) { kernel(args, index, count); });
+}
+
+template <typename T>
+const T* read(const Tensor& tensor) {
+  return tensor.defined() ? tensor.const_data_ptr<T>() : nullptr;
+}
+
+template <typename T>
+T* write(const Tensor& tensor) {
+  return tensor.defined() ? tensor.mutable_data_ptr<T>() : nullptr;
+}
+
+template <typename T>
+ForwardResult forward_step(const Layer& s, const Tensor& input, const Tensor& h_0,
+                           const Tensor& c_0, Save save) {
+  const Tensor x = input.contiguous(), h0 = h_0.contiguous();
+  const auto options = input.options();
+  const auto empty = [&](at::IntArrayRef sizes) { return at::empty(sizes, options); };
+  const int64_t B = s.B, H = s.H;
+  const bool has_c = s.info.has_cell_state, save_gates = save == Save::Gates && s.info.saved > 0;
+  Tensor output = empty(s.sequence_sizes(s.D * H)), h_n = empty({s.D, B, H});
+  Tensor gates =
+      empty(save == Save::Gates ? at::IntArrayRef{s.D, s.R, s.info.saved * H} : at::IntArrayRef{0});
+  Tensor c_n = has_c ? empty({s.D, B, H}) : empty({0});
+  const Tensor c0 = has_c ? c_0.contiguous() : Tensor();
+  for (int64_t d = 0; d < s.D; ++d) {
+    const Direction& dir = s.directions[d];
+    const Tensor w_ih = dir.w_ih.contiguous(), w_hh = dir.w_hh.contiguous();
+    const Tensor b_ih = s.bias ? dir.b_ih.contiguous() : Tensor(),
+                 b_hh = s.bias ? dir.b_hh.contiguous() : Tensor();
+    run<T>(s.cell, {.B = B,
+                    .I = s.I,
+                    .H = H,
+                    .x = read<T>(x),
+                    .h = read<T>(h0) + d * B * H,
+                    .c = has_c ? read<T>(c0) + d * B * H : nullptr,
+                    .w_ih = read<T>(w_ih),
+                    .w_hh = read<T>(w_hh),
+                    .b_ih = read<T>(b_ih),
+                    .b_hh = read<T>(b_hh),
+                    .output = write<T>(output) + d * H,
+                    .ldo = s.D * H,
+                    .c_n = has_c ? write<T>(c_n) + d * B * H : nullptr,
+                    .gates = save_gates ? write<T>(gates) + d * B * s.info.saved * H : nullptr});
+  }
+  h_n.copy_(output.view({B, s.D, H}).transpose(0, 1));
+  // Every c_t of one step is c_n; outputs of an operator may not alias.
+  Tensor cells = has_c && save != Save::None ? c_n.clone() : empty({0});
+  return {output, h_n, c_n, gates, cells};
+}
+
+template <typename T>
+StepResult step(Cell cell, int64_t B, int64_t I, int64_t H, const Tensor& input, const Tensor& h,
+                const Tensor& c, const Tensor& w_ih, const Tensor& w_hh, const Tensor& b_ih,
+                const Tensor& b_hh) {
+  const auto empty = [&] { return at::detail::empty_cpu({B, H}, input.options()); };
+  StepResult r{.h = empty(), .c = c.defined() ? Tensor(empty()) : Tensor()};
+  run<T>(cell, {.B = B,
+                .I = I,
+                .H = H,
+                .x = read<T>(input),
+                .h = read<T>(h),
+                .c = read<T>(c),
+                .w_ih = read<T>(w_ih),
+                .w_hh = read<T>(w_hh),
+                .b_ih = read<T>(b_ih),
+                .b_hh = read<T>(b_hh),
+                .output = write<T>(r.h),
+                .ldo = H,
+                .c_n = write<T>(r.c),
+                .gates = nullptr});
+  return r;
+}
+
+template <typename T>
+PackedWeights pack(Cell cell, const Tensor& w_ih, const Tensor& w_hh) {
+  const int gates = cell_info(cell).gates;
+  const int64_t H = w_hh.size(1), I = w_ih.size(1);
+  const auto packed = [&](const Tensor& w, int64_t k) {
+    Tensor to = at::empty({kernels<T>().packed_gates_size(gates, H, k)}, w.options());
+    const Tensor from = w.contiguous();
+    kernels<T>().pack_gates(read<T>(from), k, gates, H, k, write<T>(to), 0, 1);
+    return to;
+  };
+  return {packed(w_ih, I), packed(w_hh, H), cpu::kernels().vector_bytes};
+}
+
+template <typename T>
+void stream_step(Cell cell, const Tensor& input, const Tensor& h, const Tensor& c,
+                 const Tensor& w_ih, const Tensor& w_hh, const Tensor& b_ih, const Tensor& b_hh,
+                 const Tensor& output) {
+  const int64_t B = h.size(0), H = h.size(1), I = input.size(1);
+  const int gates = cell_info(cell).gates;
+  TORCH_CHECK(w_ih.numel() == kernels<T>().packed_gates_size(gates, H, I) &&
+                  w_hh.numel() == kernels<T>().packed_gates_size(gates, H, H),
+              "seqkern::", cell_info(cell).name,
+              "_stream_step: w_ih and w_hh must be packed for input size ", I, " and hidden size ",
+              H, ", got ", w_ih.numel(), " and ", w_hh.numel(), " elements");
+  run<T>(cell,
+         {.B = B,
+          .I = I,
+          .H = H,
+          .x = read<T>(input),
+          .h = read<T>(h),
+          .c = read<T>(c),
+          .w_ih = read<T>(w_ih),
+          .w_hh = read<T>(w_hh),
+          .b_ih = read<T>(b_ih),
+          .b_hh = read<T>(b_hh),
+          .output = write<T>(output),
+          .ldo = H,
+          .c_n = write<T>(c),
+          .gates = nullptr},
+         true);
+  // Not in the kernel: other threads may still read h there.
+  std::memcpy(write<T>(h), read<T>(output), B * H * sizeof(T));
+}
+
+}  // namespace
+
+bool is_step(const Layer& s, const Tensor& input) {
+  const auto dtype = input.scalar_type();
+  return s.T == 1 && s.B > 0 && s.B <= kMaxRows && !s.projection &&
+         (dtype == at::kFloat || dtype == at::kDouble);
+}
+
+ForwardResult forward_step(const Layer& s, const Tensor& input, const Tensor& h_0,
+                           const Tensor& c_0, Save save) {
+  if (input.scalar_type() == at::kDouble) return forward_step<double>(s, input, h_0, c_0, save);
+  return forward_step<float>(s, input, h_0, c_0, save);
+}
+
+StepResult step_cpu(Cell cell, const Tensor& input, const Tensor& h, const Tensor& c,
+                    const Tensor& w_ih, const Tensor& w_hh, const Tensor& b_ih,
+                    const Tensor& b_hh) {
+  // Plain arguments, as nearly all are, go straight to the kernel; the layer checks the others,
+  // names what is wrong and takes what is only unusual.
+  const CellInfo& info = cell_info(cell);
+  const auto dtype = input.scalar_type();
+  const auto plain = [&](const Tensor& t, int64_t rows, int64_t columns) {
+    return t.dim() == 2 && t.size(0) == rows && t.size(1) == columns && t.scalar_type() == dtype &&
+           t.is_cpu() && t.is_contiguous();
+  };
+  const auto plain_bias = [&](const Tensor& t, int64_t size) {
+    return t.dim() == 1 && t.size(0) == size && t.scalar_type() == dtype && t.is_cpu() &&
+           t.is_contiguous();
+  };
+  if (input.dim() == 2 && h.dim() == 2 && (dtype == at::kFloat || dtype == at::kDouble)) {
+    const int64_t B = input.size(0), I = input.size(1), H = h.size(1), width = info.gates * H;
+    if (B > 0 && B <= kMaxRows && H > 0 && plain(input, B, I) && plain(h, B, H) &&
+        plain(w_ih, width, I) && plain(w_hh, width, H) && c.defined() == info.has_cell_state &&
+        (!c.defined() || plain(c, B, H)) && b_ih.defined() == b_hh.defined() &&
+        (!b_ih.defined() || (plain_bias(b_ih, width) && plain_bias(b_hh, width)))) {
+      if (dtype == at::kDouble) {
+        return step<double>(cell, B, I, H, input, h, c, w_ih, w_hh, b_ih, b_hh);
+      }
+      return step<float>(cell, B, I, H, input, h, c, w_ih, w_hh, b_ih, b_hh);
+    }
+  }
+  const auto optional = [](const Tensor& t) {
+    return t.defined() ? std::optional(t.unsqueeze(0)) : std::nullopt;
+  };
+  std::vector<Tensor> params{w_ih, w_hh};
+  if (b_ih.defined()) params.insert(params.end(), {b_ih, b_hh});
+  const Tensor x = input.unsqueeze(0), h_0 = h.unsqueeze(0);
+  const auto c_0 = optional(c);
+  const Layer layer = check_layer(cell, x, std::nullopt, h_0, c_0, params);
+  const ForwardResult r = forward_cpu(layer, x, h_0, c_0, Save::None);
+  return {r.h_n.squeeze(0), c.defined() ? r.c_n.squeeze(0) : Tensor()};
+}
+
+PackedWeights pack_weights(Cell cell, const Tensor& w_ih, const Tensor& w_hh) {
+  const CellInfo& info = cell_info(cell);
+  TORCH_CHECK(w_ih.dim() == 2 && w_hh.dim() == 2 && w_ih.size(0) == w_hh.size(0) &&
+                  w_hh.size(0) == info.gates * w_hh.size(1),
+              "seqkern::", info.name,
+              "_pack: w_ih must be [G*H, I] and w_hh [G*H, H] with G = ", info.gates, ", got ",
+              w_ih.sizes(), " and ", w_hh.sizes());
+  TORCH_CHECK(w_ih.scalar_type() == w_hh.scalar_type() &&
+                  (w_ih.scalar_type() == at::kFloat || w_ih.scalar_type() == at::kDouble),
+              "seqkern::", info.name, "_pack: w_ih and w_hh must be float32 or float64, got ",
+              w_ih.scalar_type(), " and ", w_hh.scalar_type());
+  if (w_ih.scalar_type() == at::kDouble) return pack<double>(cell, w_ih, w_hh);
+  return pack<float>(cell, w_ih, w_hh);
+}
+
+void stream_step(Cell cell, const Tensor& input, const Tensor& h, const Tensor& c,
+                 const Tensor& w_ih, const Tensor& w_hh, const Tensor& b_ih, const Tensor& b_hh,
+                 const Tensor& output, int64_t vector_bytes) {
+  const CellInfo& info = cell_info(cell);
+  const auto check = [&](const char* name, const Tensor& t, at::IntArrayRef sizes) {
+    TORCH_CHECK(t.scalar_type() == w_ih.scalar_type() && t.is_cpu() && t.is_contiguous() &&
+                    t.sizes() == sizes,
+                "seqkern::", info.name, "_stream_step: ", name, " must be a contiguous ", sizes,
+                " ", w_ih.scalar_type(), " on the CPU, got ", t.sizes(), " ", t.scalar_type(),
+                " on ", t.device());
+  };
+  TORCH_CHECK(h.dim() == 2 && input.dim() == 2, "seqkern::", info.name,
+              "_stream_step: input must be [B, I] and h [B, H], got ", input.sizes(), " and ",
+              h.sizes());
+  const int64_t B = h.size(0), H = h.size(1);
+  check("input", input, {B, input.size(1)});
+  check("h", h, {B, H});
+  check("output", output, {B, H});
+  check("w_hh", w_hh, {w_hh.numel()});
+  TORCH_CHECK(c.defined() == info.has_cell_state && b_ih.defined() == b_hh.defined(),
+              "seqkern::", info.name, "_stream_step: c must be ",
+              info.has_cell_state ? "given" : "None", ", and the biases both or neither");
+  if (c.defined()) check("c", c, {B, H});
+  if (b_ih.defined()) {
+    check("b_ih", b_ih, {info.gates * H});
+    check("b_hh", b_hh, {info.gates * H});
+  }
+  TORCH_CHECK(vector_bytes == cpu::kernels().vector_bytes, "seqkern::", info.name,
+              "_stream_step: the weights were packed for vectors of ", vector_bytes,
+              " bytes, and the kernels in use have ", cpu::kernels().vector_bytes,
+              ": pack them again");
+  if (w_ih.scalar_type() == at::kDouble) {
+    stream_step<double>(cell, input, h, c, w_ih, w_hh, b_ih, b_hh, output);
+  } else {
+    stream_step<float>(cell, input, h, c, w_ih, w_hh, b_ih, b_hh, output);
+  }
+}
+
+}  // namespace seqkern::ops

@@ -1,15 +1,19 @@
-# make run, test, integration, bench, lint, asan, wheel, clean. Each sets up what it needs, once.
+# make run, test, integration, bench, lint, asan, cuda-check, cuda-build, wheel, clean. Each sets up
+# what it needs, once.
 
 PYTHON ?= python3
 TORCH ?= 2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 INTEGRATION := .venv-integration
+CUDA_TORCH ?= 2.14.1
+CUDA_VENV := .venv-cuda
+CUDA_TOOLS := .venv-cuda-tools
 
 PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 CPP_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: build run test integration bench lint format asan cells-cuda wheel clean
+.PHONY: build run test integration bench lint format asan cells-cuda cuda-check cuda-build wheel clean
 .DELETE_ON_ERROR:
 
 build: $(VENV)/.built
@@ -56,11 +60,26 @@ asan: $(VENV)/.dev
 cells-cuda:
 	nvcc -std=c++20 -Icsrc -c tests/cuda/cells.cu -o /dev/null
 
+# Every CUDA kernel for every architecture: needs nvcc and no GPU. ARGS=--write renews docs/cuda.md.
+cuda-check: $(CUDA_TOOLS)/.installed
+	$(PYTHON) tools/cuda_check.py $(ARGS) \
+	  --nvdisasm $(CURDIR)/$$(find $(CUDA_TOOLS) -path '*/bin/nvdisasm' -type f | head -1)
+
+# The whole extension against a torch with CUDA, in an environment of its own; needs nvcc and no GPU.
+CUDA_OUT := build/cuda
+cuda-build: $(CUDA_VENV)/.torch
+	@command -v nvcc >/dev/null || { echo "cuda-build: nvcc is not on the PATH"; exit 1; }
+	SEQKERN_CUDA=on $(CUDA_VENV)/bin/python setup.py -q build --build-lib $(CUDA_OUT)
+	cp -r tests pyproject.toml $(CUDA_OUT)/
+	cd $(CUDA_OUT) && PYTHONPATH=. $(CURDIR)/$(CUDA_VENV)/bin/python -m pytest -q \
+	  tests/test_cuda_build.py tests/test_plan.py tests/test_reference.py tests/test_functional.py \
+	  $(ARGS)
+
 wheel: $(VENV)/.built
 	$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf $(VENV) $(INTEGRATION) build dist *.egg-info seqkern/*.so seqkern/_build_info.py
+	rm -rf $(VENV) $(INTEGRATION) $(CUDA_VENV) $(CUDA_TOOLS) build dist *.egg-info seqkern/*.so seqkern/_build_info.py
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch first, and pinned: the extension is built against it. Each stamp below is younger than all
@@ -104,4 +123,22 @@ $(INTEGRATION)/.seqkern: $(INTEGRATION)/.packages $(VENV)/.built $(wildcard seqk
 	@rm -rf build/integration
 	@$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps -w build/integration .
 	@$(INTEGRATION_PIP) --no-deps --force-reinstall build/integration/seqkern-*.whl
+	@touch $@
+
+$(CUDA_TOOLS)/.installed:
+	@$(PYTHON) -m venv --clear $(CUDA_TOOLS)
+	@$(CUDA_TOOLS)/bin/python -m pip install --quiet --quiet --disable-pip-version-check \
+	  'nvidia-cuda-nvdisasm>=13,<14'
+	@touch $@
+
+# About 6 GB, and as much again while it is unpacked.
+CUDA_FREE_GB := 12
+$(CUDA_VENV)/.torch:
+	@free=$$(df -Pk . | awk 'NR == 2 { print int($$4 / 1048576) }'); \
+	  [ $$free -ge $(CUDA_FREE_GB) ] || { \
+	  echo "cuda-build needs $(CUDA_FREE_GB) GB of disk for a PyTorch with CUDA, $$free are free"; exit 1; }
+	@echo "Setting up $(CUDA_VENV) with PyTorch $(CUDA_TORCH) and its CUDA libraries: about 6 GB"
+	@$(PYTHON) -m venv --clear $(CUDA_VENV)
+	@$(CUDA_VENV)/bin/python -m pip install --quiet --quiet --disable-pip-version-check \
+	  torch==$(CUDA_TORCH) "setuptools>=77" cmake ninja numpy pytest hypothesis
 	@touch $@

@@ -2,12 +2,14 @@
 // csrc/ops asks of a GPU.
 #include <torch/library.h>
 
-#include <cstdlib>
 #include <string>
 #include <tuple>
+#include <vector>
 
+#include "cuda/plan.h"
 #include "cuda_host/runtime.h"
 #include "ops/device_cuda.h"
+#include "ops/layer.h"
 
 namespace seqkern::ops {
 
@@ -53,12 +55,50 @@ std::tuple<int64_t, int64_t, int64_t, int64_t> take_counts() {
   return {c.launches, c.cooperative, c.threads, c.switches};
 }
 
+std::vector<std::string> tiers() {
+  std::vector<std::string> names;
+  for (int i = 0; i < cuda::kNumTiers; ++i) names.emplace_back(cuda::name(cuda::Tier(i)));
+  return names;
+}
+
+// Whether the tier can run the layer on the modelled device. type: f32, f64, bf16, f16.
+bool supports(std::string tier, std::string cell, std::string type, int64_t B, int64_t H, int64_t K,
+              int64_t D, bool projection) {
+  constexpr const char* kTypes[cuda::kNumTypes] = {"f32", "f64", "bf16", "f16"};
+  cuda::Problem problem{};
+  int found = 0;
+  for (int i = 0; i < kNumCells; ++i) {
+    if (cell == cell_info(Cell(i)).name) problem.cell = Cell(i), ++found;
+  }
+  for (int i = 0; i < cuda::kNumTypes; ++i) {
+    if (type == kTypes[i]) problem.type = cuda::Type(i), ++found;
+  }
+  TORCH_CHECK(found == 2, "no cell '", cell, "' or no type '", type, "'");
+  problem.B = B;
+  problem.H = H;
+  problem.K = K;
+  problem.directions = static_cast<int>(D);
+  problem.projection = projection;
+  for (int i = 0; i < cuda::kNumTiers; ++i) {
+    if (tier == cuda::name(cuda::Tier(i))) {
+      return cuda::supports(cuda::Tier(i), problem, cuda::device_properties(0));
+    }
+  }
+  TORCH_CHECK(false, "no tier '", tier, "'");
+}
+
+// A tier's name or "", and rows of a chunk or 0, for the planner's choice.
+void force_plan(std::string tier, int64_t chunk_rows) { cuda::force_plan(tier, chunk_rows); }
+
 }  // namespace
 
 TORCH_LIBRARY(seqkern_cuda_host, m) {
   m.def("set_schedule", &set_schedule);
   m.def("set_device", &set_device);
   m.def("take_counts", &take_counts);
+  m.def("tiers", &tiers);
+  m.def("supports", &supports);
+  m.def("force_plan", &force_plan);
 }
 
 }  // namespace seqkern::ops

@@ -18,8 +18,18 @@ NAMES = subprocess.run(
 ).stdout.split()
 # Under ThreadSanitizer: without errors that end a launch half-way, whose remains look like races,
 # and without mma, whose many launches take minutes.
-NO_RACE = "atomics barrier_or barriers flags grid_barrier indices load_matrices warps".split()
-RACES = "missing_barrier missing_grid_barrier flag_before_data async_copies".split()
+NO_RACE = (
+    "async_copies",
+    "atomics",
+    "barrier_or",
+    "barriers",
+    "flags",
+    "grid_barrier",
+    "indices",
+    "load_matrices",
+    "warps",
+)
+RACES = ("missing_barrier", "missing_grid_barrier", "flag_before_data")
 
 
 def run(sanitizer: str, name: str) -> subprocess.CompletedProcess:

@@ -203,10 +203,11 @@ SEQKERN_DEVICE void mma_forward(const Both<Forward>& args, const MmaMemory& m) {
 
 // ---- Kernels: seqkern_CELL_mma_forward_TYPE(arguments, memory) ----
 
-#define SEQKERN_CELL_KERNELS(type, T, cell, C)                                                   \
-  extern "C" __global__ void __launch_bounds__(kMmaThreads) seqkern_##cell##_mma_forward_##type( \
-      SEQKERN_PARAMETER Both<Forward> args, MmaMemory memory) {                                  \
-    mma_forward<C, T>(args, memory);                                                             \
+#define SEQKERN_CELL_KERNELS(type, T, cell, C)                                  \
+  extern "C" __global__ void __launch_bounds__(kMmaThreads, 1)                  \
+      seqkern_##cell##_mma_forward_##type(SEQKERN_PARAMETER Both<Forward> args, \
+                                          MmaMemory memory) {                   \
+    mma_forward<C, T>(args, memory);                                            \
   }
 #define SEQKERN_BOTH_TYPES(cell, C, _)      \
   SEQKERN_CELL_KERNELS(bf16, bf16, cell, C) \

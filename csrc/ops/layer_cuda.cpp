@@ -83,7 +83,8 @@ struct Run {
                            .H = s.H,
                            .K = s.K,
                            .directions = static_cast<int>(s.D),
-                           .projection = s.projection},
+                           .projection = s.projection,
+                           .backward = backward},
                           properties(input.device()));
     bounds = cpu::chunk_steps(s.offsets, plan.chunk_rows);
     if (s.ragged) {

@@ -4,7 +4,7 @@ Metadata is in pyproject.toml.
 
 Environment:
   SEQKERN_CUDA          auto (default), on or off; host: the kernels on tests/cuda_host, no GPU
-  SEQKERN_SANITIZE      address, undefined or thread: an instrumented build, in a build folder of its own
+  SEQKERN_SANITIZE      address or undefined: an instrumented build, in a build folder of its own
   SEQKERN_BUILD_TESTS   1: build the C++ tests too
   MAX_JOBS, CMAKE_BUILD_PARALLEL_LEVEL   compile jobs at once (default: the cores of this machine)
   CXX                   the C++ compiler

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import seqkern
 from benchmarks.progress import Progress
@@ -53,6 +54,16 @@ def draw(count: int, batch: int, step: int, seed: int) -> Tensor:
     """Indices of `batch` of `count` items, a function of step and seed alone."""
     generator = torch.Generator().manual_seed(1_000_003 * seed + step)
     return torch.randint(count, (batch,), generator=generator)
+
+
+def final_states(layer: nn.Module, x: Tensor, lengths: Tensor):
+    """The states after each sequence's own end, of a padded batch [T, B, I]: no padding is computed.
+
+    seqkern's layers take the lengths; for torch.nn's the batch is packed.
+    """
+    if isinstance(layer, (seqkern.LSTM, seqkern.GRU, seqkern.RNN)):
+        return layer(x, lengths=lengths)[1]
+    return layer(pack_padded_sequence(x, lengths, enforce_sorted=False))[1]
 
 
 @dataclass

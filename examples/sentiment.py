@@ -9,7 +9,6 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.nn.utils.rnn import pack_padded_sequence
 
 from . import program
 from .reviews import Reviews, load
@@ -25,15 +24,11 @@ class Sentiment(nn.Module):
         self.lstm = layers.LSTM(size, size, bidirectional=True)
         self.head = nn.Linear(2 * size, 2)
         self.dropout = nn.Dropout(0.5)
-        self.packs = layers is nn
 
     def forward(self, numbers: Tensor, lengths: Tensor) -> Tensor:
         """numbers [T, B], lengths [B] -> logits [B, 2]."""
         x = self.dropout(self.embedding(numbers))
-        if self.packs:
-            _, (h_n, _) = self.lstm(pack_padded_sequence(x, lengths, enforce_sorted=False))
-        else:
-            _, (h_n, _) = self.lstm(x, lengths=lengths)
+        h_n, _ = program.final_states(self.lstm, x, lengths)
         return self.head(self.dropout(torch.cat(h_n.unbind(), 1)))
 
 

@@ -78,14 +78,14 @@ def by_character(train: Source, test: Source) -> Scores:
 def draw_f1(scores: dict[str, Scores], options) -> None:
     figure = program.new_figure()
     axes = figure.add_subplot(
-        ylabel="F1 on unseen modules", title="Token class of each character", ylim=(0, 1.15)
+        ylabel="F1 on unseen modules", title="Token class of each character (accuracy)", ylim=(0, 1)
     )
     width = 0.8 / len(scores)
     for n, (name, one) in enumerate(scores.items()):
         places = [place + (n - (len(scores) - 1) / 2) * width for place in range(len(TAGS))]
-        axes.bar(places, one.f1, width, label=f"{name}, accuracy {one.accuracy:.3f}")
+        axes.bar(places, one.f1, width, label=f"{name} ({one.accuracy:.3f})")
     axes.set_xticks(range(len(TAGS)), TAGS)
-    axes.legend(ncols=len(scores), loc="upper center", fontsize=9)
+    figure.legend(ncols=len(scores), loc="outside lower center", fontsize=9)
     program.save(figure, options)
 
 

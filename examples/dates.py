@@ -129,7 +129,7 @@ def main(arguments: list[str] | None = None) -> int:
         exact(found),
         "numbers by rule",
         exact([by_rule(t) for t in texts]),
-        0.3,
+        0.6,
     )
     return program.close(options, training, "characters", margin)
 

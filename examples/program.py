@@ -87,14 +87,18 @@ def train(
     rate: float,
     label: str = "training",
     clip: float = 1.0,
+    watch: Callable[[int, float], None] | None = None,
 ) -> Training:
-    """Adam with one cycle of the rate and clipped gradients; loss_of(step) gives loss and items."""
+    """Adam with one cycle of the rate and clipped gradients; loss_of(step) gives loss and items.
+
+    watch(steps done, seconds) is called after each step; its own time is not counted.
+    """
     parameters = [p for p in parameters if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=rate, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps + 1)
     bar, training = Progress(steps, label), Training()
-    begun = time.perf_counter()
     for step in range(steps):
+        begun = time.perf_counter()
         loss, items = loss_of(step)
         optimizer.zero_grad()
         loss.backward()
@@ -103,8 +107,10 @@ def train(
         schedule.step()
         training.losses.append(loss.item())
         training.items += items
+        training.seconds += time.perf_counter() - begun
+        if watch:
+            watch(step + 1, training.seconds)
         bar.update(step + 1, f"loss {training.losses[-1]:.4f}")
-    training.seconds = time.perf_counter() - begun
     bar.clear()
     return training
 

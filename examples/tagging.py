@@ -31,14 +31,16 @@ class Tagger(nn.Module):
 
 
 def train_tagger(
-    model: Tagger, source: Source, options, label: str, steps: int | None = None
+    model: Tagger, source: Source, options, label: str, watch=None
 ) -> program.Training:
+    """One training of options.steps steps; watch as in program.train."""
+
     def loss_of(step: int) -> tuple[Tensor, int]:
         starts = program.draw(len(source.tags) - LENGTH, BATCH, step, options.seed)
         characters, tags = source.windows(LENGTH, starts)
         return cross_entropy(model(characters).flatten(0, 1), tags.flatten()), tags.numel()
 
-    return program.train(loss_of, model.parameters(), steps or options.steps, 1e-2, label)
+    return program.train(loss_of, model.parameters(), options.steps, 1e-2, label, watch=watch)
 
 
 @dataclass
@@ -64,6 +66,7 @@ def unseen(source: Source) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def score(model: Tagger, source: Source) -> Scores:
+    """On windows of a whole text."""
     characters, tags = unseen(source)
     return Scores.of(model.eval()(characters).argmax(-1), tags)
 

@@ -3,7 +3,7 @@
 With seqkern, `seqkern.diagnostics.gradient_flow` reads dLoss/dh_t of every step off the kernels' backward
 pass; with torch.nn it takes autograd and a call for every step. The first figure has the cells as they are
 initialised, the second the cures: orthogonal or identity weights, open gates, connections that skip ten
-steps. Then cells with and without them are shown a bit, see noise for 60 steps, and have to say it.
+steps. Then cells with and without them are shown a bit, see noise for 80 steps, and have to say it.
 """
 
 import torch
@@ -16,7 +16,7 @@ from seqkern.init import forget_bias_, identity_, orthogonal_
 from . import program
 
 STEPS, BATCH, INPUTS, UNITS = 100, 16, 8, 64
-SKIP, WAIT = 10, 60
+SKIP, WAIT = 10, 80
 
 
 def scaled(rnn: nn.Module, scale: float) -> nn.Module:
@@ -35,7 +35,7 @@ def update_bias(gru: nn.Module, value: float) -> nn.Module:
 def as_initialised(layers) -> dict[str, nn.Module]:
     return {
         "tanh RNN": layers.RNN(INPUTS, UNITS),
-        "relu RNN, weights x 4": scaled(layers.RNN(INPUTS, UNITS, nonlinearity="relu"), 4),
+        "relu RNN, weights x 3": scaled(layers.RNN(INPUTS, UNITS, nonlinearity="relu"), 3),
         "GRU": layers.GRU(INPUTS, UNITS),
         "LSTM": layers.LSTM(INPUTS, UNITS),
     }
@@ -69,7 +69,7 @@ def draw(groups: dict[str, dict[str, tuple[range, Tensor]]], options) -> None:
     for one, (title, lines) in zip(axes, groups.items(), strict=True):
         for name, (times, values) in lines.items():
             one.plot(times, values, "." * (len(times) < STEPS) + "-", label=name)
-        one.set(xlabel="step t", title=title, yscale="log", ylim=(1e-32, 1e32))
+        one.set(xlabel="step t", title=title, yscale="log", ylim=(1e-24, 1e24))
         one.legend(fontsize=8, loc="upper right")
         one.grid(alpha=0.3)
     axes[0].set_ylabel("norm of dLoss/dh at step t, loss at step 99")
@@ -81,7 +81,7 @@ def clipping(exploding: nn.Module, input: Tensor) -> None:
     exploding(input)[0][-1].sum().backward()
     before = nn.utils.clip_grad_norm_(exploding.parameters(), 1.0).item()
     after = torch.stack([p.grad.norm() for p in exploding.parameters()]).norm().item()
-    print(f"relu RNN, weights x 4: gradient of the weights {before:.1e}, clipped {after:.2f}")
+    print(f"relu RNN, weights x 3: gradient of the weights {before:.1e}, clipped {after:.2f}")
 
 
 def remember(layer: nn.Module, label: str, options) -> tuple[float, program.Training]:
@@ -91,7 +91,7 @@ def remember(layer: nn.Module, label: str, options) -> tuple[float, program.Trai
 
     def logits(count: int) -> tuple[Tensor, Tensor]:
         bits = torch.randint(2, (count,), generator=generator)
-        input = 0.1 * torch.randn(WAIT + 1, count, INPUTS, generator=generator)
+        input = 0.5 * torch.randn(WAIT + 1, count, INPUTS, generator=generator)
         input[0, :, 0] = 2.0 * bits - 1
         return head(layer(input)[0][-1]), bits
 
@@ -106,7 +106,7 @@ def remember(layer: nn.Module, label: str, options) -> tuple[float, program.Trai
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = program.start(program.parser("vanishing_gradients", __doc__, 120, 80), arguments)
+    options = program.start(program.parser("vanishing_gradients", __doc__, 200, 120), arguments)
     layers, by_kernels = options.layers, options.impl == "seqkern"
     input = torch.randn(STEPS, BATCH, INPUTS)
     plain, cures = as_initialised(layers), cured(layers)
@@ -114,17 +114,16 @@ def main(arguments: list[str] | None = None) -> int:
     for group, modules in zip(groups.values(), (plain, cures), strict=True):
         for name, module in modules.items():
             group[name] = range(STEPS), norms(module, input, by_kernels)
-    # Every tenth state depends on the one ten steps before: ten sequences of a tenth of the steps.
-    folded = input.view(STEPS // SKIP, SKIP * BATCH, INPUTS)
-    skipping = norms(layers.RNN(INPUTS, UNITS), folded, by_kernels)
+    # The last state depends on the one ten steps before, and so on: a layer that runs on every tenth step.
+    skipping = norms(layers.RNN(INPUTS, UNITS), input[SKIP - 1 :: SKIP], by_kernels)
     groups["Cured"][f"tanh RNN, skips {SKIP} steps"] = range(SKIP - 1, STEPS, SKIP), skipping
     lost = {}
     for name, (_, values) in (groups["As initialised"] | groups["Cured"]).items():
         lost[name] = (values[-1].log10() - values[0].log10()).item()
         per_step = 10 ** (-lost[name] / (STEPS - 1))
-        print(f"{name:<24} loses {lost[name]:>6.1f} powers of ten, {per_step:.3f} of each step's")
+        print(f"{name:<24} loses {lost[name]:>6.1f} powers of ten, x {per_step:.3f} a step")
     draw(groups, options)
-    clipping(plain["relu RNN, weights x 4"], input)
+    clipping(plain["relu RNN, weights x 3"], input)
     accuracy, training = {}, program.Training()
     for name in ("tanh RNN", "LSTM, forget bias 4", "GRU, update bias 4"):
         layer = (plain | cures)[name].requires_grad_()
@@ -132,8 +131,8 @@ def main(arguments: list[str] | None = None) -> int:
         training += one
         print(f"{name:<24} says {accuracy[name]:.0%} of the bits right")
     margins = [
-        program.Margin(f"bits right, {name}", accuracy[name], "tanh RNN", accuracy["tanh RNN"], 0.3)
-        for name in ("LSTM, forget bias 4", "GRU, update bias 4")
+        program.Margin(f"bits right, {name}", accuracy[name], "tanh RNN", accuracy["tanh RNN"], by)
+        for name, by in (("LSTM, forget bias 4", 0.3), ("GRU, update bias 4", 0.15))
     ]
     margins += [
         program.Margin(

@@ -41,7 +41,7 @@ def draw(lines: dict[str, list[Point]], options) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = program.start(program.parser("deep_bidirectional", __doc__, 250, 120), arguments)
+    options = program.start(program.parser("deep_bidirectional", __doc__, 160, 120), arguments)
     train, test = load()
     alone = by_character(train, test).accuracy
     lines, training = {}, program.Training()

@@ -22,8 +22,9 @@ build: $(VENV)/.built
 run: build
 	$(BIN)/python -m examples.next_word $(ARGS)
 
+TESTS := tests
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest tests $(ARGS)
+	$(BIN)/python -m pytest $(TESTS) $(ARGS)
 
 # Third-party programs on seqkern's modules, with the wheel in an environment of their own; run from
 # their folder, so that they see the installed package.

@@ -19,7 +19,9 @@ __all__ = [
     "convert",
     "cpu_capabilities",
     "cpu_capability",
+    "diagnostics",
     "functional",
+    "init",
     "last_output",
     "patch",
     "reference",
@@ -34,7 +36,7 @@ except ImportError:
     if not _build.is_command():
         raise
 else:
-    from seqkern import functional, reference
+    from seqkern import diagnostics, functional, init, reference
     from seqkern.capability import cpu_capabilities, cpu_capability, use_cpu_capability
     from seqkern.convert import convert, to_torch
     from seqkern.lengths import last_output

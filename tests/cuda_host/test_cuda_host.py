@@ -46,8 +46,8 @@ def running(schedule: str, tier: str = "", chunk_rows: int = 0):
 
 
 def case(kind: str, **sizes) -> Case:
-    cell = kind.removesuffix("_projected")
-    return Case(cell, P=sizes["H"] // 2 + 1 if cell != kind else 0, **sizes)
+    cell, H = kind.removesuffix("_projected"), sizes["H"]
+    return Case(cell, P=(H + 1) // 2 if cell != kind and H > 1 else 0, **sizes)
 
 
 def supported(tier: str, c: Case, type: str) -> bool:
@@ -182,6 +182,25 @@ def test_devices(cell, type, capability, multiprocessors, shared):
         check_runs(
             Case(cell, T=3, B=3, I=4, H=20, D=2), TYPES[type], {"planned": running("random 1")}
         )
+    finally:
+        host.set_device(0, 0, 0)
+
+
+@pytest.mark.parametrize("type", ("f32", "f16"))
+@pytest.mark.parametrize(("tier", "kind"), TIERS_OF_KINDS)
+def test_small_layers(tier, kind, type):
+    """What runs under the sanitizers: three blocks of a grid in each direction, the last one with
+    fewer units."""
+    c = case(kind, I=2, H=5, D=2, batch_sizes=(5, 4, 4, 1))
+    host.set_device(80, 6, 0)
+    try:
+        results = []
+        for schedule in ("greedy", "random 1"):
+            with running(schedule, tier):
+                arguments = c.arguments(TYPES[type])
+                results.append(gradients(lambda *t: c.call(functional, *t), arguments))
+        for name, value in results[0].items():
+            assert torch.equal(value, results[1][name]) and value.isfinite().all()
     finally:
         host.set_device(0, 0, 0)
 

@@ -3,7 +3,8 @@
 T time steps, B batch, I input size, H hidden size, P projected size, K = P or H, D directions (1,
 or 2 for both), R rows: ``sum(batch_sizes)``. Padded input is ``[T, B, I]``. Ragged input is
 ``[R, I]`` as in ``PackedSequence.data`` with its ``batch_sizes`` (int64, on the CPU, never
-growing). ``params`` is one flat list in the order of ``torch.nn``'s parameters, per direction
+growing). Where those end in 0, input may have rows left over behind (their output is zero) and the states
+sequences of no step (they stay as they are). ``params`` is one flat list in the order of ``torch.nn``'s parameters, per direction
 ``w_ih [G*H, I], w_hh [G*H, K][, b_ih [G*H], b_hh [G*H]][, w_hr [P, H]]``.
 
 Between forward and backward a layer keeps its input, its output and, with save ``"gates"``, every

@@ -1,6 +1,7 @@
 """Compiles every CUDA kernel for each architecture with warnings as errors, and looks at what came
 out: no spills, no local memory, tensor-core instructions where there should be some. Needs nvcc, no
-torch and no GPU. Holds the table in docs/cuda.md to it, or writes it with --write."""
+torch and no GPU. Holds the tables in docs/cuda.md to it, or writes them
+with --write."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ OUT = ROOT / "build" / "cuda-check"
 PAGE = ROOT / "docs" / "cuda.md"
 # The first of each generation, and the device that the occupancy is for.
 ARCHITECTURES = {75: "T4", 80: "A100", 90: "H100", 100: "B200", 120: "RTX 5090"}
-BEGIN, END = "<!-- tools/cuda_check.py writes from here -->\n", "<!-- to here -->\n"
+# Tables in the page, by name.
+BEGIN, END = "<!-- tools/cuda_check.py writes {} from here -->\n", "<!-- to here -->\n"
 # Kernels whose name has the first run on tensor cores, of architectures from the second on.
 TENSOR_CORES = ("_mma_", 80)
 
@@ -42,7 +44,8 @@ def compile_one(source: Path, arch: int) -> dict[str, Kernel]:
     """What ptxas says of each kernel of a file; from the last run where nothing has changed."""
     cubin = OUT / f"{source.stem}.{arch}.cubin"
     log = cubin.with_suffix(".log")
-    newest = max(path.stat().st_mtime for path in (ROOT / "csrc").rglob("*.*"))
+    included = [path for part in ("cells", "cuda") for path in (ROOT / "csrc" / part).iterdir()]
+    newest = max(path.stat().st_mtime for path in included)
     if not log.exists() or log.stat().st_mtime < newest:
         log.unlink(missing_ok=True)
         text = run(
@@ -71,7 +74,8 @@ def disassemble(cubin: Path, nvdisasm: str) -> dict[str, str]:
     return dict(re.findall(r"\.text\.(\w+):(.*?)(?=\.text\.|\Z)", text, re.DOTALL))
 
 
-def add_occupancy(found: dict[int, dict[str, Kernel]]) -> None:
+def build_program() -> Path:
+    """What C++ knows: cuda_occupancy.h and the planner."""
     program = OUT / "occupancy"
     sources = (ROOT / "tools/cuda_occupancy.cpp", ROOT / "csrc/cuda/plan.cpp")
     folders = (f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests/cpp'}")
@@ -84,6 +88,10 @@ def add_occupancy(found: dict[int, dict[str, Kernel]]) -> None:
         "-o",
         program,
     )
+    return program
+
+
+def add_occupancy(found: dict[int, dict[str, Kernel]], program: Path) -> None:
     lines = [
         f"{name} {arch} {k.registers} {k.shared}"
         for arch, kernels in found.items()
@@ -123,7 +131,7 @@ def table(found: dict[int, dict[str, Kernel]]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help="write the table into docs/cuda.md")
+    parser.add_argument("--write", action="store_true", help="write the tables into docs/cuda.md")
     parser.add_argument(
         "--nvdisasm", default=shutil.which("nvdisasm"), help="NVIDIA's disassembler"
     )
@@ -156,17 +164,18 @@ def main() -> int:
                 problems.append(f"{name} for sm_{arch} has local loads or stores")
             if part in name and arch >= first and "HMMA" not in code:
                 problems.append(f"{name} for sm_{arch} has no HMMA")
-    add_occupancy(found)
+    program = build_program()
+    add_occupancy(found, program)
 
-    page = PAGE.read_text()
-    before, rest = page.split(BEGIN)
-    after = rest.split(END)[1]
-    new = before + BEGIN + table(found) + END + after
+    page = new = PAGE.read_text()
+    for name, text in (("kernels", table(found)), ("predictions", run(program, "--predict"))):
+        before, rest = new.split(BEGIN.format(name))
+        new = before + BEGIN.format(name) + text + END + rest.split(END, 1)[1]
     if options.write:
         PAGE.write_text(new)
     elif new != page:
         problems.append(
-            "docs/cuda.md's table is not of these kernels: make cuda-check ARGS=--write"
+            "docs/cuda.md's tables are not of these kernels: make cuda-check ARGS=--write"
         )
     count = sum(map(len, found.values()))
     print(f"{count} kernels for {len(found)} architectures, {len(problems)} problems")

@@ -243,11 +243,11 @@ void launch_block(void (*kernel)(Both<Args>), const BlockShape& shape, int64_t s
 // ---- Kernels: seqkern_CELL_block_PASS_TYPE(arguments) ----
 
 #define SEQKERN_CELL_KERNELS(type, T, cell, C)                                        \
-  extern "C" __global__ void __launch_bounds__(kBlockThreads)                         \
+  extern "C" __global__ void __launch_bounds__(kBlockThreads, 1)                      \
       seqkern_##cell##_block_forward_##type(SEQKERN_PARAMETER Both<Forward> args) {   \
     block_forward<C, T>(args);                                                        \
   }                                                                                   \
-  extern "C" __global__ void __launch_bounds__(kBlockThreads)                         \
+  extern "C" __global__ void __launch_bounds__(kBlockThreads, 1)                      \
       seqkern_##cell##_block_backward_##type(SEQKERN_PARAMETER Both<Backward> args) { \
     block_backward<C, T>(args);                                                       \
   }

@@ -298,12 +298,12 @@ void launch_grid(void (*kernel)(Both<Args>, GridMemory), const GridShape& shape,
 // ---- Kernels: seqkern_CELL_grid_PASS_TYPE(arguments, memory) ----
 
 #define SEQKERN_CELL_KERNELS(type, T, cell, C)                                     \
-  extern "C" __global__ void __launch_bounds__(grid_threads(sizeof(T)))            \
+  extern "C" __global__ void __launch_bounds__(grid_threads(sizeof(T)), 1)         \
       seqkern_##cell##_grid_forward_##type(SEQKERN_PARAMETER Both<Forward> args,   \
                                            GridMemory grid) {                      \
     grid_forward<C, T>(args, grid);                                                \
   }                                                                                \
-  extern "C" __global__ void __launch_bounds__(grid_threads(sizeof(T)))            \
+  extern "C" __global__ void __launch_bounds__(grid_threads(sizeof(T)), 1)         \
       seqkern_##cell##_grid_backward_##type(SEQKERN_PARAMETER Both<Backward> args, \
                                             GridMemory grid) {                     \
     grid_backward<C, T>(args, grid);                                               \

@@ -125,6 +125,16 @@ void launch_grid_forward(Cell cell, Type type, const GridShape& shape, const Bot
 void launch_grid_backward(Cell cell, Type type, const GridShape& shape, const Both<Backward>& args,
                           const GridMemory& memory, Stream stream);
 
+// ---- tensor cores, bfloat16 and float16: a chunk in one launch ----
+
+struct MmaShape;  // cuda/mma.h
+struct MmaMemory {
+  uint32_t* flags;  // zeros, MmaShape's blocks * directions * row_tiles
+  int groups, splits;
+};
+void launch_mma_forward(Cell cell, Type type, const MmaShape& shape, const Both<Forward>& args,
+                        uint32_t* flags, Stream stream);
+
 // ---- around the steps, once a chunk ----
 
 // h_{t-1} of every row of a chunk, gathered: one product for all of them.

@@ -70,7 +70,7 @@ struct Run {
   std::vector<int64_t> bounds;  // of the chunks
   Tensor offsets;               // on the device, where rows are ragged
 
-  Run(const Layer& layer, const Tensor& input)
+  Run(const Layer& layer, const Tensor& input, bool backward)
       : s(layer),
         guard(input.device()),
         storage(input.options()),
@@ -83,7 +83,8 @@ struct Run {
                            .H = s.H,
                            .K = s.K,
                            .directions = static_cast<int>(s.D),
-                           .projection = s.projection},
+                           .projection = s.projection,
+                           .backward = backward},
                           properties(input.device()));
     bounds = cpu::chunk_steps(s.offsets, plan.chunk_rows);
     if (s.ragged) {
@@ -152,18 +153,21 @@ Tensor pack_bias(const Run& run) {
   return packed;
 }
 
-// What the blocks of the grid tier exchange beside h.
-struct GridTensors {
+// What blocks that wait for each other exchange beside h.
+struct Exchange {
   Tensor flags, partials;
 
-  GridTensors(const Run& run, bool backward) {
-    if (run.plan.tier != cuda::Tier::Grid) return;
-    flags = at::empty({run.s.D, run.plan.grid.blocks}, run.storage.dtype(at::kInt));
-    if (backward) partials = run.empty({run.plan.grid.partials});
+  Exchange(const Run& run, bool backward) {
+    const cuda::Plan& plan = run.plan;
+    const int64_t blocks = plan.tier == cuda::Tier::Grid  ? plan.grid.blocks
+                           : plan.tier == cuda::Tier::Mma ? plan.mma.blocks * plan.mma.row_tiles
+                                                          : 0;
+    flags = at::empty({run.s.D * blocks}, run.storage.dtype(at::kInt));
+    if (plan.tier == cuda::Tier::Grid && backward) partials = run.empty({plan.grid.partials});
   }
-  cuda::GridMemory zeroed() const {
+  uint32_t* zeroed_flags() const {
     flags.zero_();
-    return {static_cast<uint32_t*>(data(flags)), data(partials), 0};
+    return static_cast<uint32_t*>(data(flags));
   }
 };
 
@@ -203,7 +207,7 @@ void forward_stepwise(const Run& run, const Run::Chunk (&chunks)[2], cuda::StepF
 
 ForwardResult forward_cuda(const Layer& s, const Tensor& input, const Tensor& h_0,
                            const std::optional<Tensor>& c_0, Save save) {
-  const Run run(s, input);
+  const Run run(s, input, /*backward=*/false);
   const int64_t H = s.H, K = s.K, G = s.info.gates, S = s.info.saved;
 
   const Tensor x = input.contiguous().view({s.R, s.I});
@@ -226,7 +230,7 @@ ForwardResult forward_cuda(const Layer& s, const Tensor& input, const Tensor& h_
     Tensor products, hidden;
     if (stepwise) products = run.empty({s.D, s.B, G * H});
     if (s.projection) hidden = run.empty_stored({s.D, s.B, H});
-    const GridTensors memory(run, /*backward=*/false);
+    const Exchange exchange(run, /*backward=*/false);
     std::vector<Tensor> w_ih, w_hh, w_hr;
     for (const Direction& dir : s.directions) {
       w_ih.push_back(dir.w_ih.contiguous().t());
@@ -262,9 +266,12 @@ ForwardResult forward_cuda(const Layer& s, const Tensor& input, const Tensor& h_
         forward_stepwise(run, chunks, args, w_hh, w_hr, h, hidden, output, products);
       } else if (run.plan.tier == cuda::Tier::Block) {
         cuda::launch_block_forward(s.cell, run.type, args, run.stream);
+      } else if (run.plan.tier == cuda::Tier::Grid) {
+        cuda::launch_grid_forward(s.cell, run.type, run.plan.grid, args,
+                                  {exchange.zeroed_flags(), nullptr, 0}, run.stream);
       } else {
-        cuda::launch_grid_forward(s.cell, run.type, run.plan.grid, args, memory.zeroed(),
-                                  run.stream);
+        cuda::launch_mma_forward(s.cell, run.type, run.plan.mma, args, exchange.zeroed_flags(),
+                                 run.stream);
       }
     }
   }
@@ -322,7 +329,7 @@ void backward_stepwise(const Run& run, const Run::Chunk (&chunks)[2], cuda::Step
 }  // namespace
 
 BackwardResult backward_cuda(const Layer& s, const BackwardInputs& in) {
-  const Run run(s, in.input);
+  const Run run(s, in.input, /*backward=*/true);
   const CellInfo& info = s.info;
   const int64_t H = s.H, K = s.K, G = info.gates, S = info.saved;
   const int64_t width = info.grad_gates * H;
@@ -363,7 +370,7 @@ BackwardResult backward_cuda(const Layer& s, const BackwardInputs& in) {
     return rotation == 0 ? w : at::cat({w.narrow(0, head, rotation), w.narrow(0, 0, head)});
   };
   const int64_t most = run.max_chunk_rows();
-  const GridTensors memory(run, /*backward=*/true);
+  const Exchange exchange(run, /*backward=*/true);
   const Tensor bias = recompute ? pack_bias(run) : Tensor();
   std::vector<PerDirection> dirs(s.D);
   for (int64_t d = 0; d < s.D; ++d) {
@@ -457,8 +464,8 @@ BackwardResult backward_cuda(const Layer& s, const BackwardInputs& in) {
     } else if (run.plan.tier == cuda::Tier::Block) {
       cuda::launch_block_backward(s.cell, run.type, args, run.stream);
     } else {
-      cuda::launch_grid_backward(s.cell, run.type, run.plan.grid, args, memory.zeroed(),
-                                 run.stream);
+      cuda::launch_grid_backward(s.cell, run.type, run.plan.grid, args,
+                                 {exchange.zeroed_flags(), data(exchange.partials), 0}, run.stream);
     }
 
     for (int64_t d = 0; d < s.D; ++d) {

@@ -25,7 +25,7 @@ int failures = 0;
   } while (false)
 
 Problem problem(Cell cell, Type type, int64_t B, int64_t H, int directions = 1) {
-  return {cell, type, B, H, H, directions, false};
+  return {cell, type, B, H, H, directions, false, false};
 }
 
 struct Expected {
@@ -66,7 +66,13 @@ int main() {
       // leaves 3 KiB for the gate gradients of 40 and the states of 10.
       {kA100, problem(Cell::Lstm, Type::F32, 4, 1024), Tier::Grid},
       {kA100, problem(Cell::Lstm, Type::F32, 16, 1024), Tier::Stepwise},
-      {kA100, problem(Cell::Lstm, Type::BF16, 4, 1024), Tier::Grid},
+      // Tensor cores: one block to H 128 or so, then many.
+      {kA100, problem(Cell::Lstm, Type::BF16, 16, 96), Tier::Mma},
+      {kA100, problem(Cell::Lstm, Type::F16, 16, 1024), Tier::Mma},
+      {kA100, problem(Cell::Gru, Type::BF16, 64, 512), Tier::Mma},
+      {kH100, problem(Cell::Lstm, Type::BF16, 16, 768), Tier::Mma},
+      {kT4, problem(Cell::Lstm, Type::F16, 16, 48), Tier::Block},
+      {kH100, problem(Cell::Lstm, Type::BF16, 4096, 1024), Tier::Stepwise},
       {kH100, problem(Cell::Lstm, Type::F32, 16, 1024), Tier::Grid},
       {kH100, problem(Cell::Lstm, Type::F32, 4, 2048), Tier::Stepwise},
       // Two directions have half the blocks each.
@@ -107,6 +113,13 @@ int main() {
                       "%s: %d blocks of %d units for H %d", gpu.name, g.blocks, g.units, int(H));
                 CHECK(g.threads % 32 == 0, "%d threads", g.threads);
               }
+              if (plan.tier == Tier::Mma) {
+                const MmaShape& m = plan.mma;
+                CHECK(32 * m.groups * m.splits <= kMmaThreads, "%d groups, %d splits", m.groups,
+                      m.splits);
+                CHECK(m.blocks * m.groups * kMmaUnits >= H && m.row_tiles * kMmaRows >= B,
+                      "%d blocks of %d groups for H %d", m.blocks, m.groups, int(H));
+              }
             }
           }
         }
@@ -130,6 +143,10 @@ int main() {
   force_plan("stepwise", 7);
   CHECK(plan_for(small, kA100.properties).tier == Tier::Stepwise, "not forced");
   CHECK(plan_for(small, kA100.properties).chunk_rows == 7, "not forced");
+  force_plan("mma", 0);
+  Problem back = small;
+  back.backward = true;
+  CHECK(plan_for(back, kA100.properties).tier == make_plan(back, kA100.properties).tier, "forced");
   force_plan("block", 0);
   bool refused = false;
   try {

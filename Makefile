@@ -1,4 +1,5 @@
-# make run, test, integration, bench, lint, asan, cuda-check, cuda-build, wheel, clean. Each sets up
+# make run, test, integration, bench, lint, asan, cuda-check, cuda-build, cuda-host,
+# cuda-mutations, wheel, clean. Each sets up
 # what it needs, once.
 
 PYTHON ?= python3
@@ -13,7 +14,8 @@ CUDA_TOOLS := .venv-cuda-tools
 PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 CPP_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: build run test integration bench lint format asan cells-cuda cuda-check cuda-build wheel clean
+.PHONY: build run test integration bench lint format asan cells-cuda cuda-check cuda-build cuda-host \
+  cuda-mutations wheel clean
 .DELETE_ON_ERROR:
 
 build: $(VENV)/.built
@@ -74,6 +76,31 @@ cuda-build: $(CUDA_VENV)/.torch
 	cd $(CUDA_OUT) && PYTHONPATH=. $(CURDIR)/$(CUDA_VENV)/bin/python -m pytest -q \
 	  tests/test_cuda_build.py tests/test_plan.py tests/test_reference.py tests/test_functional.py \
 	  $(ARGS)
+
+# The CUDA kernels executed on the CPU by tests/cuda_host, no GPU and no nvcc: the kernel tests, each
+# tier under each schedule, and small layers under AddressSanitizer and ThreadSanitizer. Each build
+# is a folder to run from, as that finds its seqkern first.
+CUDA_HOST := build/cuda-host
+CUDA_HOST_RUN = cd $(CUDA_HOST)/$(1) && OMP_NUM_THREADS=1 $(2) $(CURDIR)/$(BIN)/python -m pytest -q
+CUDA_HOST_ASAN = LD_PRELOAD="$(call CXX_FILE,libasan.so) $(call CXX_FILE,libstdc++.so)" \
+  ASAN_OPTIONS=detect_leaks=0
+# Its shadow memory has a fixed place, which setarch -R keeps free; what torch does is not looked at.
+CUDA_HOST_TSAN = LD_PRELOAD=$(call CXX_FILE,libtsan.so) \
+  TSAN_OPTIONS="ignore_noninstrumented_modules=1 halt_on_error=1" setarch -R
+CUDA_HOST_TESTS := $(CURDIR)/tests/cuda_host
+cuda-host: $(VENV)/.dev
+	SEQKERN_CUDA=host SEQKERN_BUILD_TESTS=1 $(BIN)/python setup.py -q build --build-lib $(CUDA_HOST)/none
+	set -e; for sanitizer in address thread; do \
+	  rm -rf $(CUDA_HOST)/$$sanitizer; cp -r $(CUDA_HOST)/none $(CUDA_HOST)/$$sanitizer; \
+	  cp build/cmake-*-cuda-host/$$sanitizer/_C.* $(CUDA_HOST)/$$sanitizer/seqkern/; done
+	$(call CUDA_HOST_RUN,none) $(CUDA_HOST_TESTS) $(CURDIR)/tests/test_kernels.py -k "not avx" $(ARGS)
+	$(call CUDA_HOST_RUN,address,$(CUDA_HOST_ASAN)) --capture=sys $(CUDA_HOST_TESTS)/test_cuda_host.py \
+	  -k "small_layers or ragged or nan"
+	$(call CUDA_HOST_RUN,thread,$(CUDA_HOST_TSAN)) --capture=sys $(CUDA_HOST_TESTS)/test_cuda_host.py -k small_layers
+
+# Deliberate bugs, one at a time, each of which those tests must find. ARGS=--write renews docs/cuda.md.
+cuda-mutations: cuda-host
+	$(BIN)/python tests/cuda_host/mutate.py $(ARGS)
 
 wheel: $(VENV)/.built
 	$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .

@@ -172,6 +172,7 @@ struct Fiber : Thread {
 #endif
 #if defined(SEQKERN_HOST_THREAD_SANITIZER)
   void* tsan = nullptr;
+  int64_t tsan_launch = 0;
 #endif
 };
 
@@ -232,6 +233,7 @@ uint64_t draw() {  // splitmix64
 // The launch under way.
 struct Run {
   const Launch* launch;
+  int64_t number = 0;  // of the launch
   int block_threads = 0, slots = 0;
   std::vector<unsigned> order;  // of the blocks
   size_t next_block = 0;
@@ -301,12 +303,20 @@ void switch_to(Fiber* from, Fiber* to, bool last = false) {
   __builtin_unreachable();
 }
 
-void prepare(Fiber& fiber) {
+// Its stack, and for ThreadSanitizer its identity.
+void equip(Fiber& fiber) {
 #if defined(SEQKERN_HOST_THREAD_SANITIZER)
-  // New for each CUDA thread: a stack or an identity taken over would look like a race.
+  // In a launch, new for each CUDA thread: a stack or an identity taken over would look like a race
+  // or hide one.
+  if (fiber.tsan_launch != run_->number) {
+    fiber.tsan_launch = run_->number;
+    if (!fiber.tsan) fiber.tsan = __tsan_create_fiber(0);
+    if (!fiber.stack) fiber.stack = static_cast<char*>(std::malloc(kStackBytes));
+    return;
+  }
   std::free(fiber.stack);
   fiber.stack = static_cast<char*>(std::malloc(kStackBytes));
-  if (fiber.tsan) __tsan_destroy_fiber(fiber.tsan);
+  __tsan_destroy_fiber(fiber.tsan);
   fiber.tsan = __tsan_create_fiber(0);
 #else
   if (!fiber.stack) {
@@ -318,6 +328,10 @@ void prepare(Fiber& fiber) {
     fiber.stack = static_cast<char*>(memory) + 4096;
   }
 #endif
+}
+
+void prepare(Fiber& fiber) {
+  equip(fiber);
 #if defined(__SANITIZE_ADDRESS__)
   __asan_unpoison_memory_region(fiber.stack, kStackBytes);
   fiber.fake_stack = nullptr;
@@ -586,7 +600,8 @@ void run(const Launch& launch) {
                                 " blocks, resident at once are " + std::to_string(room));
   }
 
-  Run r{.launch = &launch};
+  static int64_t launches = 0;
+  Run r{.launch = &launch, .number = ++launches};
   r.block_threads = static_cast<int>(threads);
   r.slots = static_cast<int>(launch.cooperative ? blocks : std::min(blocks, kBlocksAtOnce));
   r.order.resize(blocks);

@@ -187,6 +187,25 @@ def test_devices(cell, type, capability, multiprocessors, shared):
         host.set_device(0, 0, 0)
 
 
+@pytest.mark.parametrize("type", ("f32", "f16"))
+@pytest.mark.parametrize(("tier", "kind"), TIERS_OF_KINDS)
+def test_small_layers(tier, kind, type):
+    """What runs under the sanitizers: three blocks of a grid in each direction, the last one with
+    fewer units."""
+    c = case(kind, I=2, H=5, D=2, batch_sizes=(5, 4, 4, 1))
+    host.set_device(80, 6, 0)
+    try:
+        results = []
+        for schedule in ("greedy", "random 1"):
+            with running(schedule, tier):
+                arguments = c.arguments(TYPES[type])
+                results.append(gradients(lambda *t: c.call(functional, *t), arguments))
+        for name, value in results[0].items():
+            assert torch.equal(value, results[1][name]) and value.isfinite().all()
+    finally:
+        host.set_device(0, 0, 0)
+
+
 def test_nan_stays_in_its_row():
     """Rows share tiles of tensor cores and blocks, and nothing else."""
     for tier, cell in itertools.product(TIERS, CELLS):

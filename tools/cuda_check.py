@@ -44,7 +44,8 @@ def compile_one(source: Path, arch: int) -> dict[str, Kernel]:
     """What ptxas says of each kernel of a file; from the last run where nothing has changed."""
     cubin = OUT / f"{source.stem}.{arch}.cubin"
     log = cubin.with_suffix(".log")
-    newest = max(path.stat().st_mtime for path in (ROOT / "csrc").rglob("*.*"))
+    included = [path for part in ("cells", "cuda") for path in (ROOT / "csrc" / part).iterdir()]
+    newest = max(path.stat().st_mtime for path in included)
     if not log.exists() or log.stat().st_mtime < newest:
         log.unlink(missing_ok=True)
         text = run(

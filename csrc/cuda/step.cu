@@ -134,24 +134,22 @@ SEQKERN_DEVICE void gather(const Gather& a, int blocks_per_row) {
 
 template <class C, class T>
 SEQKERN_DEVICE void activate(const Activate& a, int blocks_per_row) {
-  if constexpr (C::kSaved > 0) {
-    using A = Math<T>;
-    constexpr int G = C::kGates, S = C::kSaved;
-    const auto [row, unit] = place(blocks_per_row);
-    if (unit >= a.H) return;
-    A x[G], q[G], saved[S];
+  using A = Math<T>;
+  constexpr int G = C::kGates, S = C::kSaved;
+  const auto [row, unit] = place(blocks_per_row);
+  if (unit >= a.H) return;
+  A x[G], q[G], saved[S];
 #pragma unroll
-    for (int g = 0; g < G; ++g) {
-      const int64_t i = row * (G * a.H) + g * a.H + unit;
-      x[g] = as<A>(a.x)[i];
-      q[g] = as<A>(a.product)[i];
-    }
-    add_bias<C>(as<A>(a.bias), a.H, unit, x, q);
-    C::template activate<Functions<A>>(x, q, saved);
+  for (int g = 0; g < G; ++g) {
+    const int64_t i = row * (G * a.H) + g * a.H + unit;
+    x[g] = as<A>(a.x)[i];
+    q[g] = as<A>(a.product)[i];
+  }
+  add_bias<C>(as<A>(a.bias), a.H, unit, x, q);
+  C::template activate<Functions<A>>(x, q, saved);
 #pragma unroll
-    for (int k = 0; k < S; ++k) {
-      as<T>(a.gates)[row * (S * a.H) + k * a.H + unit] = from_float<T>(saved[k]);
-    }
+  for (int k = 0; k < S; ++k) {
+    as<T>(a.gates)[row * (S * a.H) + k * a.H + unit] = from_float<T>(saved[k]);
   }
 }
 
@@ -167,13 +165,18 @@ SEQKERN_DEVICE void activate(const Activate& a, int blocks_per_row) {
   extern "C" __global__ void __launch_bounds__(kMostThreads)                                    \
       seqkern_##cell##_step_backward_##type(SEQKERN_PARAMETER StepBackward args, int per_row) { \
     step_backward<C, T>(args, per_row);                                                         \
-  }                                                                                             \
-  extern "C" __global__ void __launch_bounds__(kMostThreads)                                    \
-      seqkern_##cell##_activate_##type(SEQKERN_PARAMETER Activate args, int per_row) {          \
-    activate<C, T>(args, per_row);                                                              \
   }
 #define SEQKERN_ALL_TYPES(cell, C, _) SEQKERN_FOR_TYPES(SEQKERN_CELL_KERNELS, cell, C)
 SEQKERN_FOR_CELLS(SEQKERN_ALL_TYPES, )
+
+// The other cells save nothing that could be computed again.
+#define SEQKERN_ACTIVATE_KERNELS(type, T, cell, C)                                     \
+  extern "C" __global__ void __launch_bounds__(kMostThreads)                           \
+      seqkern_##cell##_activate_##type(SEQKERN_PARAMETER Activate args, int per_row) { \
+    activate<C, T>(args, per_row);                                                     \
+  }
+SEQKERN_FOR_TYPES(SEQKERN_ACTIVATE_KERNELS, lstm, Lstm)
+SEQKERN_FOR_TYPES(SEQKERN_ACTIVATE_KERNELS, gru, Gru)
 
 #define SEQKERN_TYPE_KERNELS(type, T, _)                                              \
   extern "C" __global__ void __launch_bounds__(kMostThreads)                          \
@@ -226,7 +229,9 @@ void launch_gather(Type type, const Gather& args, Stream stream) {
 }
 
 void launch_activate(Cell cell, Type type, const Activate& args, Stream stream) {
-  static void (*const kKernels[kNumCells][kNumTypes])(Activate, int) = SEQKERN_TABLE(activate);
+  static void (*const kKernels[kNumCells][kNumTypes])(Activate, int) = {
+      {SEQKERN_FOR_TYPES(SEQKERN_ENTRY, lstm, activate)},
+      {SEQKERN_FOR_TYPES(SEQKERN_ENTRY, gru, activate)}};
   const Shape shape = shape_for(args.rows, args.H, 1);
   if (shape.grid.x == 0) return;
   launch(kKernels[int(cell)][int(type)], shape.grid, dim3(shape.threads), 0, stream, args,

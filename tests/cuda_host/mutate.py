@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BUILD = next(iter(sorted(ROOT.glob("build/cmake-*-cuda-host"))), ROOT / "build")
 RUN = ROOT / "build" / "cuda-host"
 WORK = ROOT / "build" / "mutations"
-START, END = "<!-- mutations: start -->", "<!-- mutations: end -->"
+START, END = "<!-- tests/cuda_host/mutate.py writes from here -->", "<!-- to here -->"
 
 
 @dataclass
@@ -182,7 +182,9 @@ MUTATIONS = [
 
 
 def shell(command: str) -> None:
-    result = subprocess.run(command, shell=True, cwd=BUILD, capture_output=True, text=True)
+    result = subprocess.run(
+        command, shell=True, cwd=BUILD, capture_output=True, text=True, check=False
+    )
     if result.returncode:
         raise SystemExit(f"{command}\n{result.stdout[-3000:]}{result.stderr[-3000:]}")
 
@@ -264,7 +266,7 @@ def found_by(mutation: Mutation) -> str:
     )
     for sanitizer, selection, environment, prefix in stages:
         folder = build(mutation, sanitizer)
-        command = [*prefix, sys.executable, "-m", "pytest", "-q", "-x", "--capture=sys"]
+        command = [*prefix, sys.executable, "-m", "pytest", "-q", "-x", "-rf", "--capture=sys"]
         command += [tests, "-k", selection]
         try:
             result = subprocess.run(
@@ -274,6 +276,7 @@ def found_by(mutation: Mutation) -> str:
                 capture_output=True,
                 text=True,
                 timeout=300,
+                check=False,
             )
         except subprocess.TimeoutExpired:
             return "time limit"
@@ -290,7 +293,8 @@ def found_by(mutation: Mutation) -> str:
         meaning = {"cu": "deadlock", "ha": "differs between schedules", "er": "tolerance"}
         if test:
             return test[1] + (f": {meaning.get(why[1][:2], 'gradcheck')}" if why else "")
-        return f"exit status {result.returncode}"
+        # No check failed: the run itself did.
+        raise SystemExit(f"{mutation.name}: exit status {result.returncode}\n{output[-3000:]}")
     return ""
 
 
@@ -309,7 +313,8 @@ def main() -> None:
     if "--write" in arguments and not names and not missed:
         page = ROOT / "docs" / "cuda.md"
         text = page.read_text()
-        begin, end = text.index(START) + len(START), text.index(END)
+        begin = text.index(START) + len(START)
+        end = text.index(END, begin)
         table = "\n".join(["| bug | in `csrc/` | first found by |", "|---|---|---|", *rows])
         page.write_text(f"{text[:begin]}\n{table}\n{text[end:]}")
     if missed:

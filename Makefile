@@ -1,6 +1,5 @@
-# make run, test, integration, bench, lint, asan, cuda-check, cuda-build, cuda-host,
-# cuda-mutations, wheel, clean. Each sets up
-# what it needs, once.
+# make run, examples, test, integration, bench, lint, asan, cuda-check, cuda-build, cuda-host,
+# cuda-mutations, wheel, clean. Each sets up what it needs, once.
 
 PYTHON ?= python3
 TORCH ?= 2.13.0
@@ -14,8 +13,8 @@ CUDA_TOOLS := .venv-cuda-tools
 PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 CPP_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: build run test integration bench lint format asan cells-cuda cuda-check cuda-build cuda-host \
-  cuda-mutations wheel clean
+.PHONY: build run examples test integration bench lint format asan cells-cuda cuda-check cuda-build \
+  cuda-host cuda-mutations wheel clean
 .DELETE_ON_ERROR:
 
 build: $(VENV)/.built
@@ -23,6 +22,10 @@ build: $(VENV)/.built
 # Options of the program go into ARGS: make run ARGS="--steps 50"
 run: build
 	$(BIN)/python -m examples.next_word $(ARGS)
+
+# Every program in examples/, with its check and its figure: make examples ARGS="--budget small"
+examples: $(VENV)/.examples
+	$(BIN)/python -m examples $(ARGS)
 
 TESTS := tests
 test: $(VENV)/.dev
@@ -123,13 +126,18 @@ $(VENV)/.torch:
 $(VENV)/.built: $(VENV)/.torch $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 	@echo "Building seqkern"
 	@$(PIP) "setuptools>=77" cmake ninja
-	@$(PIP) --no-build-isolation -e '.[examples]'
+	@$(PIP) --no-build-isolation -e '.[run]'
 	@touch $@
 
 # The tools of developers, and the C++ tests.
 $(VENV)/.dev: $(VENV)/.built $(shell find tests/cpp -type f 2>/dev/null)
 	@echo "Building the C++ tests"
 	@SEQKERN_BUILD_TESTS=1 $(PIP) --no-build-isolation -e '.[dev]'
+	@touch $@
+
+$(VENV)/.examples: $(VENV)/.built
+	@echo "Fetching the examples' data"
+	@$(PIP) --no-build-isolation -e '.[examples]'
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.built

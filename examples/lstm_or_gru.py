@@ -26,7 +26,7 @@ def curve(
             points.append((seconds, score(model, test).accuracy))
             model.train()
 
-    return train_tagger(model, train, options, label, watch), points
+    return train_tagger(model, train, options, label, watch=watch), points
 
 
 def draw(curves: dict[str, list[tuple[float, float]]], alone: float, options) -> None:

@@ -87,14 +87,15 @@ def train(
     rate: float,
     label: str = "training",
     clip: float = 1.0,
+    decay: float = 0.0,
     watch: Callable[[int, float], None] | None = None,
 ) -> Training:
-    """Adam with one cycle of the rate and clipped gradients; loss_of(step) gives loss and items.
+    """AdamW with one cycle of the rate and clipped gradients; loss_of(step) gives loss and items.
 
     watch(steps done, seconds) is called after each step; its own time is not counted.
     """
     parameters = [p for p in parameters if p.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr=rate, fused=True)
+    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps + 1)
     bar, training = Progress(steps, label), Training()
     for step in range(steps):

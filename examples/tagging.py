@@ -31,7 +31,7 @@ class Tagger(nn.Module):
 
 
 def train_tagger(
-    model: Tagger, source: Source, options, label: str, watch=None
+    model: Tagger, source: Source, options, label: str, rate: float = 1e-2, watch=None
 ) -> program.Training:
     """One training of options.steps steps; watch as in program.train."""
 
@@ -40,7 +40,7 @@ def train_tagger(
         characters, tags = source.windows(LENGTH, starts)
         return cross_entropy(model(characters).flatten(0, 1), tags.flatten()), tags.numel()
 
-    return program.train(loss_of, model.parameters(), options.steps, 1e-2, label, watch=watch)
+    return program.train(loss_of, model.parameters(), options.steps, rate, label, watch=watch)
 
 
 @dataclass

@@ -159,7 +159,7 @@ def lstm_cell(
         h.shape, c.shape  # [2, 4], [2, 4]
     """
     params = _cell_params(w_ih, w_hh, b_ih, b_hh)
-    if _is_plain_step(input):
+    if is_plain_step(input):
         return _lstm_step(input, h, c, *params)
     _, h, c = layer(
         "lstm", input.unsqueeze(0), None, h.unsqueeze(0), c.unsqueeze(0), params, one_step=True
@@ -185,7 +185,7 @@ def gru_cell(
         h.shape  # [2, 4]
     """
     params = _cell_params(w_ih, w_hh, b_ih, b_hh)
-    if _is_plain_step(input):
+    if is_plain_step(input):
         return _gru_step(input, h, *params)
     return layer("gru", input.unsqueeze(0), None, h.unsqueeze(0), None, params)[1].squeeze(0)
 
@@ -212,12 +212,12 @@ def rnn_cell(
     """
     params = _cell_params(w_ih, w_hh, b_ih, b_hh)
     cell = reference.rnn_name(nonlinearity)
-    if _is_plain_step(input):
+    if is_plain_step(input):
         return _rnn_steps[nonlinearity](input, h, *params)
     return layer(cell, input.unsqueeze(0), None, h.unsqueeze(0), None, params)[1].squeeze(0)
 
 
-def _is_plain_step(input: Tensor) -> bool:
+def is_plain_step(input: Tensor) -> bool:
     """Whether a cell may call its operator for one step, which has no derivative and no rules for
     what lies around it."""
     return (

@@ -21,8 +21,9 @@ from torch.nn.utils._expanded_weights.expanded_weights_impl import ExpandedWeigh
 from torch.nn.utils.rnn import PackedSequence
 
 from seqkern import onnx
-from seqkern.functional import gru_cell, layer, lstm_cell, rnn_cell
+from seqkern.functional import gru_cell, is_plain_step, layer, lstm_cell, rnn_cell
 from seqkern.lengths import checked, layout
+from seqkern.ops import STEP
 from seqkern.scripted import ScriptedLSTM, ScriptedOneState, scripted_cell
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
@@ -33,6 +34,8 @@ _torch_gru_cell = torch._VF.gru_cell
 _torch_tanh_cell = torch._VF.rnn_tanh_cell
 _torch_relu_cell = torch._VF.rnn_relu_cell
 _tracing_state = torch._C._get_tracing_state
+_lstm_step, _gru_step = STEP["lstm"], STEP["gru"]
+_tanh_step, _relu_step = STEP["rnn_tanh"], STEP["rnn_relu"]
 
 _CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
 _TORCH_FUNCTIONS = {
@@ -490,8 +493,18 @@ class RNN(_Layers, ScriptedOneState):
 class _Cell(nn.RNNCellBase):
     """What the cells share. ``states`` is (h, c), (h,) or None."""
 
-    def _step(self, function, torch_function, input: Tensor, states):
-        """The next states as ``function`` of seqkern.functional returns them."""
+    def _step(self, step, function, torch_function, input: Tensor, states):
+        """The next states as ``function`` of seqkern.functional returns them. ``step`` is its
+        operator for plain arguments: they go there at once, as a step takes but microseconds."""
+        if is_plain_step(input) and _tracing_state() is None and input.dim() == 2:
+            get = self._parameters.get
+            weights = get("weight_ih"), get("weight_hh"), get("bias_ih"), get("bias_hh")
+            if weights[0] is not None and weights[1] is not None:
+                given = self._zeros(input) if states is None else states
+                try:
+                    return step(input, *given, *weights)
+                except RuntimeError:
+                    pass  # what does not fit is told apart below
         if input.dim() != 2:
             return self._unbatched(function, torch_function, input, states)
         try:
@@ -575,7 +588,7 @@ class LSTMCell(_Cell):
                 return _node(self, input, hx)
             if hx is not None and not (type(hx) is tuple and len(hx) == 2):
                 hx = _pair(hx, "lstm_cell")
-            return self._step(lstm_cell, _torch_lstm_cell, input, hx)
+            return self._step(_lstm_step, lstm_cell, _torch_lstm_cell, input, hx)
 
     _scripted = scripted_cell(nn.LSTMCell)
 
@@ -607,7 +620,9 @@ class GRUCell(_Cell):
         else:
             if isinstance(input, Proxy):
                 return _node(self, input, hx)
-            return self._step(gru_cell, _torch_gru_cell, input, None if hx is None else (hx,))
+            return self._step(
+                _gru_step, gru_cell, _torch_gru_cell, input, None if hx is None else (hx,)
+            )
 
     _scripted = scripted_cell(nn.GRUCell)
 
@@ -643,9 +658,9 @@ class RNNCell(_Cell):
                 return _node(self, input, hx)
             states = None if hx is None else (hx,)
             if self.nonlinearity == "tanh":
-                return self._step(rnn_cell, _torch_tanh_cell, input, states)
+                return self._step(_tanh_step, rnn_cell, _torch_tanh_cell, input, states)
             if self.nonlinearity == "relu":
-                return self._step(_relu_cell, _torch_relu_cell, input, states)
+                return self._step(_relu_step, _relu_cell, _torch_relu_cell, input, states)
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
 
     _scripted = scripted_cell(nn.RNNCell)

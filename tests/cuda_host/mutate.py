@@ -74,13 +74,6 @@ MUTATIONS = [
         "block",
     ),
     Mutation(
-        "block: no barrier between zeros and h_0",
-        "cuda/block.cu",
-        "  __syncthreads();\n  if (owner) h[unit * kRows + part] = own_h;",
-        "  if (owner) h[unit * kRows + part] = own_h;",
-        "block",
-    ),
-    Mutation(
         "block: one buffer of h instead of two",
         "cuda/block.cu",
         "buffer ^= 1;\n      if (owner) h[",

@@ -286,6 +286,8 @@ def found_by(mutation: Mutation) -> str:
         meaning = {"cu": "deadlock", "ha": "differs between schedules", "er": "tolerance"}
         if test:
             return test[1] + (f": {meaning.get(why[1][:2], 'gradcheck')}" if why else "")
+        if result.returncode < 0:
+            return f"crash, signal {-result.returncode}"
         # No check failed: the run itself did.
         raise SystemExit(f"{mutation.name}: exit status {result.returncode}\n{output[-3000:]}")
     return ""

@@ -190,7 +190,7 @@ def cmake(*options: str, build: Path) -> subprocess.CompletedProcess:
     ("option", "sentence"),
     [
         ("-DSEQKERN_CUDA=on", "SEQKERN_CUDA=on needs"),
-        ("-DSEQKERN_CUDA=maybe", "SEQKERN_CUDA must be auto, on or off, got 'maybe'"),
+        ("-DSEQKERN_CUDA=maybe", "SEQKERN_CUDA must be auto, on, off or host, got 'maybe'"),
         ("-DSEQKERN_SANITIZE=thread", "SEQKERN_SANITIZE must be address or undefined"),
     ],
 )

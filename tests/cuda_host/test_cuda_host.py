@@ -209,6 +209,19 @@ def test_small_layers(tier, kind, type):
         host.set_device(0, 0, 0)
 
 
+@pytest.mark.parametrize("cell", CELLS)
+def test_mma_of_several_blocks(cell):
+    """Where one block's shared memory is too small for W_hh, blocks exchange h."""
+    c = Case(cell, I=2, H=48, batch_sizes=(5, 4, 4, 1))
+    host.set_device(80, 6, 8 << 10)
+    try:
+        host.take_counts()
+        check_schedules(c, "bf16", "mma")
+        assert host.take_counts()[1] > 0
+    finally:
+        host.set_device(0, 0, 0)
+
+
 def test_nan_stays_in_its_row():
     """Rows share tiles of tensor cores and blocks, and nothing else."""
     for tier, cell in itertools.product(TIERS, CELLS):

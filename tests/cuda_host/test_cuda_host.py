@@ -195,12 +195,15 @@ def test_devices(cell, type, capability, multiprocessors, shared):
         host.set_device(0, 0, 0)
 
 
-@pytest.mark.parametrize("type", ("f32", "f16"))
-@pytest.mark.parametrize(("tier", "kind"), TIERS_OF_KINDS)
+@pytest.mark.parametrize(
+    ("tier", "kind", "type"), [each for each in TIERS_OF_TYPES if each[2] in ("f32", "f16")]
+)
 def test_small_layers(tier, kind, type):
     """What runs under the sanitizers: three blocks of a grid in each direction, the last one with
     fewer units."""
-    c = case(kind, I=2, H=5, D=2, batch_sizes=(5, 4, 4, 1))
+    # Multiples of 8 are what the mma tier copies asynchronously.
+    H = 24 if tier == "mma" else 5
+    c = case(kind, I=2, H=H, D=2, batch_sizes=(5, 4, 4, 1))
     host.set_device(80, 6, 0)
     try:
         results = []

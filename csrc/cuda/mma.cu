@@ -354,16 +354,24 @@ SEQKERN_DEVICE void mma_backward(const Both<Backward>& args, const MmaMemory& m)
 
 // ---- Kernels: seqkern_CELL_mma_PASS_TYPE(arguments, memory) ----
 
+// Older architectures lack the instruction; the planner never chooses these kernels there.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+#define SEQKERN_TENSOR_CORES(...) \
+  if (false) __VA_ARGS__
+#else
+#define SEQKERN_TENSOR_CORES(...) __VA_ARGS__
+#endif
+
 #define SEQKERN_CELL_KERNELS(type, T, cell, C)                                    \
   extern "C" __global__ void __launch_bounds__(kMmaThreads, 1)                    \
       seqkern_##cell##_mma_forward_##type(SEQKERN_PARAMETER Both<Forward> args,   \
                                           MmaMemory memory) {                     \
-    mma_forward<C, T>(args, memory);                                              \
+    SEQKERN_TENSOR_CORES(mma_forward<C, T>(args, memory));                        \
   }                                                                               \
   extern "C" __global__ void __launch_bounds__(kMmaThreads, 1)                    \
       seqkern_##cell##_mma_backward_##type(SEQKERN_PARAMETER Both<Backward> args, \
                                            MmaMemory memory) {                    \
-    mma_backward<C, T>(args, memory);                                             \
+    SEQKERN_TENSOR_CORES(mma_backward<C, T>(args, memory));                       \
   }
 #define SEQKERN_BOTH_TYPES(cell, C, _)      \
   SEQKERN_CELL_KERNELS(bf16, bf16, cell, C) \

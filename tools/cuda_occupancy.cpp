@@ -46,6 +46,7 @@ Launch launch_of(const std::string& kernel, const DeviceProperties& d) {
   const bool forward = kernel.find("forward") != std::string::npos;
   const Tier tier = block ? Tier::Block : mma ? Tier::Mma : Tier::Grid;
   if (!supports(tier, p, d)) return {};
+  p.backward = !forward;
   while (supports(tier, p, d)) p.H = p.K = p.H + 16;
   p.H = p.K = p.H - 16;
   if (block) {

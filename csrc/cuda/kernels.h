@@ -129,11 +129,14 @@ void launch_grid_backward(Cell cell, Type type, const GridShape& shape, const Bo
 
 struct MmaShape;  // cuda/mma.h
 struct MmaMemory {
-  uint32_t* flags;  // zeros, MmaShape's blocks * directions * row_tiles
-  int groups, splits;
+  uint32_t* flags;     // zeros, MmaShape's blocks * directions * row_tiles
+  void* partials;      // float, backward only: MmaShape::partials elements
+  int groups, splits;  // filled in by the launch
 };
 void launch_mma_forward(Cell cell, Type type, const MmaShape& shape, const Both<Forward>& args,
-                        uint32_t* flags, Stream stream);
+                        const MmaMemory& memory, Stream stream);
+void launch_mma_backward(Cell cell, Type type, const MmaShape& shape, const Both<Backward>& args,
+                         const MmaMemory& memory, Stream stream);
 
 // ---- around the steps, once a chunk ----
 

@@ -1,5 +1,5 @@
-// The tensor-core forward pass for bfloat16 and float16: gates^T = W_hh h^T, with W_hh as the M
-// operand of m16n8k16 products, so that kMmaRows rows of the batch fill two tiles' columns.
+// The tensor-core kernels for bfloat16 and float16. W_hh is the M operand of m16n8k16 products,
+// gates^T = W_hh h^T, so that kMmaRows rows of the batch fill two tiles' columns.
 //
 // A block takes kMmaRows rows and some groups of 8 units through a chunk. The rows of a group's
 // tiles are ordered so that the accumulators of a lane hold all gates of its (unit, row) pairs:
@@ -9,6 +9,10 @@
 //
 // Blocks that share rows exchange h through the output, with one flag each that counts published
 // steps (as in grid.cu); where one block has all units, nobody waits for anybody.
+//
+// Backward, a block multiplies the gate gradients of its units with its rows of W_hh, transposed:
+// a tile's rows are hidden units k, its columns rows of the batch. The blocks exchange partial sums
+// of grad_h as in grid.cu.
 #include "cuda/mma.h"
 
 #include "cuda/pointwise.cuh"
@@ -199,37 +203,214 @@ SEQKERN_DEVICE void mma_forward(const Both<Forward>& args, const MmaMemory& m) {
   }
 }
 
+// partials[buffer][row tile][direction][to block][from block][row][unit of the former], or, for one
+// block, [row][unit] in shared memory.
+template <class C, class T>
+SEQKERN_DEVICE void mma_backward(const Both<Backward>& args, const MmaMemory& m) {
+  constexpr int G = C::kGates;
+  constexpr bool kCarries = C::kHasCellState || C::kCarriesGradH;
+  const Backward& a = args.direction[blockIdx.y];
+  const int H = static_cast<int>(a.H), units = m.groups * kUnits, blocks = gridDim.x;
+  const int tiles = (H + 15) / 16, j_steps = (G * units + 15) / 16, stride = j_steps * 16 + 8;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+  const int first_unit = blockIdx.x * units;
+  const int64_t tile = int64_t{blockIdx.z} * kRows;
+  uint32_t* const flags = m.flags + (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x;
+
+  // weights[tile][j step][lane]: a lane's fragment; this block's gate gradients [row][g*units + u].
+  SEQKERN_DYNAMIC_SHARED(unsigned char, shared);
+  uint4* const weights = reinterpret_cast<uint4*>(shared);
+  const int fragments = tiles * j_steps * 32;
+  T* const d = reinterpret_cast<T*>(weights + fragments);
+  const T zero = from_float<T>(0.f);
+  const auto weight = [&](int k, int j) {
+    const int unit = first_unit + j % units;
+    const bool there = k < H && j < G * units && unit < H;
+    return there ? as<T>(a.w_hh)[(int64_t{j / units} * H + unit) * H + k] : zero;
+  };
+  for (int i = threadIdx.x; i < fragments; i += blockDim.x) {
+    const int l = i % 32, j_step = i / 32 % j_steps, row = i / 32 / j_steps * 16 + l / 4;
+    uint32_t fragment[4];
+#pragma unroll
+    for (int f = 0; f < 4; ++f) {
+      const int k = row + 8 * (f % 2), j = j_step * 16 + 2 * (l % 4) + 8 * (f / 2);
+      fragment[f] = pack<T>(weight(k, j), weight(k, j + 1));
+    }
+    weights[i] = make_uint4(fragment[0], fragment[1], fragment[2], fragment[3]);
+  }
+  for (int i = threadIdx.x; i < kRows * stride; i += blockDim.x) d[i] = zero;
+
+  const int64_t one_pair = int64_t{kRows} * units, one_block = one_pair * blocks,
+                one_set = one_block * blocks, one_buffer = one_set * gridDim.y * gridDim.z;
+  float* const partials =
+      blocks == 1 ? reinterpret_cast<float*>(d + kRows * stride)
+                  : as<float>(m.partials) + (blockIdx.z * gridDim.y + blockIdx.y) * one_set;
+  const auto buffer = [&](int64_t i) { return blocks == 1 ? int64_t{0} : i % 2 * one_buffer; };
+
+  const int pairs = units * kRows;
+  float grad_h[kPairs] = {}, grad_state[kPairs] = {};
+#pragma unroll
+  for (int p = 0; p < kPairs; ++p) {
+    const int pair = p * blockDim.x + threadIdx.x, unit = first_unit + pair % units;
+    const int64_t r = tile + pair / units;
+    if (pair < pairs && unit < H && r < a.steps.batch) {
+      grad_h[p] = as<float>(a.grad_h)[r * H + unit];
+      if constexpr (kCarries) grad_state[p] = as<float>(a.grad_state)[r * H + unit];
+    }
+  }
+
+  const int64_t base = first_row(a.steps), steps = a.steps.end - a.steps.begin;
+  int before = 0;  // rows of this block in the step that the pass took last
+  // Takes over what all blocks sent after a step, in a fixed order.
+  const auto receive = [&](int64_t i) {
+    if (blocks > 1) {
+      for (unsigned p = threadIdx.x; p < gridDim.x; p += blockDim.x) {
+        spin_until([&] { return load_acquire(flags + p) >= static_cast<uint32_t>(i + 1); });
+      }
+    }
+    __syncthreads();
+#pragma unroll
+    for (int p = 0; p < kPairs; ++p) {
+      const int pair = p * blockDim.x + threadIdx.x;
+      if (pair < pairs && first_unit + pair % units < H && pair / units < before) {
+        const float* from = partials + buffer(i) + blockIdx.x * one_block + pair;
+        float sum = 0;
+        for (int q = 0; q < blocks; ++q) sum += from[q * one_pair];
+        grad_h[p] = sum;
+      }
+    }
+  };
+  __syncthreads();
+  for (int64_t i = 0; i < steps; ++i) {
+    const Step s = step_at(a.steps, a.steps.reverse ? a.steps.begin + i : a.steps.end - 1 - i);
+    const int active =
+        static_cast<int>(s.rows - tile < 0 ? 0 : (s.rows - tile < kRows ? s.rows - tile : kRows));
+    BackwardInput<C, T> in[kPairs];  // on its way while the flags are waited for
+#pragma unroll
+    for (int p = 0; p < kPairs; ++p) {
+      const int pair = p * blockDim.x + threadIdx.x, u = pair % units, b = pair / units;
+      in[p] = pair < pairs && first_unit + u < H && b < active
+                  ? read_backward<C, T>(a, s, tile + b, s.row - base, first_unit + u)
+                  : BackwardInput<C, T>{};
+    }
+    if (i > 0) receive(i - 1);
+#pragma unroll
+    for (int p = 0; p < kPairs; ++p) {
+      const int pair = p * blockDim.x + threadIdx.x, u = pair % units, b = pair / units;
+      if (pair < pairs && first_unit + u < H) {
+        float gates[C::kGradGates] = {};
+        if (b < active) {
+          backward_unit<C, T>(a, s, tile + b, s.row - base, first_unit + u, in[p], grad_h[p],
+                              grad_state[p], gates);
+        }
+#pragma unroll
+        for (int g = 0; g < G; ++g) d[b * stride + g * units + u] = from_float<T>(gates[g]);
+      }
+    }
+    __syncthreads();
+    float* const to = partials + buffer(i) + blockIdx.x * one_pair;
+    const T* column = d + lane / 4 * stride + 2 * (lane % 4);
+    for (int t = warp; t < tiles && active > 0; t += warps) {
+      float sums[kRowTiles][4] = {};
+      for (int j = 0; j < j_steps; ++j) {
+        const uint4 v = weights[(t * j_steps + j) * 32 + lane];
+        const uint32_t fragment[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+        for (int n = 0; n < kRowTiles; ++n) {
+          const T* from = column + n * kColumns * stride + j * 16;
+          const uint32_t b[2] = {*reinterpret_cast<const Word*>(from),
+                                 *reinterpret_cast<const Word*>(from + 8)};
+          mma_m16n8k16<T>(sums[n], fragment, b);
+        }
+      }
+#pragma unroll
+      for (int n = 0; n < kRowTiles; ++n) {
+#pragma unroll
+        for (int f = 0; f < 4; ++f) {
+          const int k = t * 16 + lane / 4 + 8 * (f / 2), b = n * kColumns + 2 * (lane % 4) + f % 2;
+          if (k < H && b < active) to[k / units * one_block + b * units + k % units] = sums[n][f];
+        }
+      }
+    }
+    __syncthreads();
+    if (blocks > 1 && threadIdx.x == 0) {
+      store_release(flags + blockIdx.x, static_cast<uint32_t>(i + 1));
+    }
+    before = active;
+  }
+  receive(steps - 1);
+#pragma unroll
+  for (int p = 0; p < kPairs; ++p) {
+    const int pair = p * blockDim.x + threadIdx.x, unit = first_unit + pair % units;
+    const int64_t r = tile + pair / units;
+    if (pair < pairs && unit < H && r < a.steps.batch) {
+      as<float>(a.grad_h)[r * H + unit] = grad_h[p];
+      if constexpr (kCarries) as<float>(a.grad_state)[r * H + unit] = grad_state[p];
+    }
+  }
+}
+
 }  // namespace
 
-// ---- Kernels: seqkern_CELL_mma_forward_TYPE(arguments, memory) ----
+// ---- Kernels: seqkern_CELL_mma_PASS_TYPE(arguments, memory) ----
 
-#define SEQKERN_CELL_KERNELS(type, T, cell, C)                                  \
-  extern "C" __global__ void __launch_bounds__(kMmaThreads, 1)                  \
-      seqkern_##cell##_mma_forward_##type(SEQKERN_PARAMETER Both<Forward> args, \
-                                          MmaMemory memory) {                   \
-    mma_forward<C, T>(args, memory);                                            \
+// Older architectures lack the instruction; the planner never chooses these kernels there.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+#define SEQKERN_TENSOR_CORES(...) \
+  if (false) __VA_ARGS__
+#else
+#define SEQKERN_TENSOR_CORES(...) __VA_ARGS__
+#endif
+
+#define SEQKERN_CELL_KERNELS(type, T, cell, C)                                    \
+  extern "C" __global__ void __launch_bounds__(kMmaThreads, 1)                    \
+      seqkern_##cell##_mma_forward_##type(SEQKERN_PARAMETER Both<Forward> args,   \
+                                          MmaMemory memory) {                     \
+    SEQKERN_TENSOR_CORES(mma_forward<C, T>(args, memory));                        \
+  }                                                                               \
+  extern "C" __global__ void __launch_bounds__(kMmaThreads, 1)                    \
+      seqkern_##cell##_mma_backward_##type(SEQKERN_PARAMETER Both<Backward> args, \
+                                           MmaMemory memory) {                    \
+    SEQKERN_TENSOR_CORES(mma_backward<C, T>(args, memory));                       \
   }
 #define SEQKERN_BOTH_TYPES(cell, C, _)      \
   SEQKERN_CELL_KERNELS(bf16, bf16, cell, C) \
   SEQKERN_CELL_KERNELS(f16, f16, cell, C)
 SEQKERN_FOR_CELLS(SEQKERN_BOTH_TYPES, )
 
-void launch_mma_forward(Cell cell, Type type, const MmaShape& shape, const Both<Forward>& args,
-                        uint32_t* flags, Stream stream) {
-#define SEQKERN_PAIR(cell, C, _) \
-  {seqkern_##cell##_mma_forward_bf16, seqkern_##cell##_mma_forward_f16},
-  static void (*const kKernels[kNumCells][2])(Both<Forward>,
-                                              MmaMemory) = {SEQKERN_FOR_CELLS(SEQKERN_PAIR, )};
-  const auto kernel = kKernels[int(cell)][type == Type::BF16 ? 0 : 1];
+namespace {
+
+template <class Args>
+void launch_mma(void (*kernel)(Both<Args>, MmaMemory), const MmaShape& shape,
+                const Both<Args>& args, MmaMemory memory, Stream stream) {
   const dim3 grid(shape.blocks, args.count, shape.row_tiles);
   const dim3 threads(32 * shape.groups * shape.splits);
-  const MmaMemory memory{flags, shape.groups, shape.splits};
+  memory.groups = shape.groups;
+  memory.splits = shape.splits;
   allow_shared_memory(kernel, shape.shared);
   if (shape.blocks > 1) {
     launch_cooperative(kernel, grid, threads, shape.shared, stream, args, memory);
   } else {
     launch(kernel, grid, threads, shape.shared, stream, args, memory);
   }
+}
+
+}  // namespace
+
+#define SEQKERN_PAIR(cell, C, name) {seqkern_##cell##_##name##_bf16, seqkern_##cell##_##name##_f16},
+
+void launch_mma_forward(Cell cell, Type type, const MmaShape& shape, const Both<Forward>& args,
+                        const MmaMemory& memory, Stream stream) {
+  static void (*const kKernels[kNumCells][2])(
+      Both<Forward>, MmaMemory) = {SEQKERN_FOR_CELLS(SEQKERN_PAIR, mma_forward)};
+  launch_mma(kKernels[int(cell)][type == Type::BF16 ? 0 : 1], shape, args, memory, stream);
+}
+
+void launch_mma_backward(Cell cell, Type type, const MmaShape& shape, const Both<Backward>& args,
+                         const MmaMemory& memory, Stream stream) {
+  static void (*const kKernels[kNumCells][2])(
+      Both<Backward>, MmaMemory) = {SEQKERN_FOR_CELLS(SEQKERN_PAIR, mma_backward)};
+  launch_mma(kKernels[int(cell)][type == Type::BF16 ? 0 : 1], shape, args, memory, stream);
 }
 
 }  // namespace seqkern::cuda

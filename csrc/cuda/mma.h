@@ -11,11 +11,12 @@ inline constexpr int kMmaUnits = 8;      // hidden units of a warp: half a tile'
 inline constexpr int kMmaThreads = 512;  // of a block, at most
 
 struct MmaShape {
-  int groups;      // of kMmaUnits hidden units in a block
-  int splits;      // warps that share a group's sum
-  int blocks;      // of a direction and kMmaRows rows; they exchange h where there are several
-  int row_tiles;   // sets of blocks, one for each kMmaRows rows
-  int64_t shared;  // bytes
+  int groups;        // of kMmaUnits hidden units in a block
+  int splits;        // warps that share a group's sum
+  int blocks;        // of a direction and kMmaRows rows; they exchange h where there are several
+  int row_tiles;     // sets of blocks, one for each kMmaRows rows
+  int64_t shared;    // bytes, of the pass that the shape is for
+  int64_t partials;  // elements of MmaMemory's: backward, where blocks exchange
 };
 
 }  // namespace seqkern::cuda

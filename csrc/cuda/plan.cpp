@@ -189,11 +189,19 @@ MmaShape mma_shape(const Problem& p, const DeviceProperties& d) {
     while (2 * splits * groups <= most && 2 * splits <= std::min<int64_t>(k_steps, 8)) splits *= 2;
     const int64_t h = kMmaRows * (k_steps * 16 + 8) * 2,
                   partials = groups * splits * tiles * (kMmaRows / 8) * 4 * 32 * 4;
+    const int64_t forward = groups * tiles * k_steps * 512 + std::max(h, partials);
+    const int64_t blocks = ceil_div(all, groups), units = groups * kMmaUnits;
+    const int64_t j_steps = ceil_div(widths(p.cell).gates * units, 16);
+    const int64_t backward = k_steps * j_steps * 512 + kMmaRows * (j_steps * 16 + 8) * 2 +
+                             (blocks == 1 ? kMmaRows * units * 4 : 0);
     return MmaShape{.groups = static_cast<int>(groups),
                     .splits = static_cast<int>(splits),
-                    .blocks = static_cast<int>(ceil_div(all, groups)),
+                    .blocks = static_cast<int>(blocks),
                     .row_tiles = static_cast<int>(row_tiles),
-                    .shared = groups * tiles * k_steps * 512 + std::max(h, partials)};
+                    .shared = p.backward ? backward : forward,
+                    .partials = p.backward && blocks > 1 ? 2 * row_tiles * p.directions * blocks *
+                                                               blocks * kMmaRows * units
+                                                         : 0};
   };
   if (all <= most && shape(all).shared <= d.shared_per_block_optin) return shape(all);
   const int64_t sets = std::max<int64_t>(row_tiles * p.directions, 1);
@@ -205,7 +213,7 @@ bool supports(Tier tier, const Problem& p, const DeviceProperties& d) {
   if (tier == Tier::Stepwise) return true;
   if (p.projection) return false;
   if (tier == Tier::Mma) {
-    if (p.backward || (p.type != Type::BF16 && p.type != Type::F16) || d.major < 8) return false;
+    if ((p.type != Type::BF16 && p.type != Type::F16) || d.major < 8) return false;
     const MmaShape shape = mma_shape(p, d);
     const int64_t together = int64_t{shape.blocks} * shape.row_tiles * p.directions;
     return shape.shared <= d.shared_per_block_optin &&
@@ -269,7 +277,7 @@ void force_plan(const std::string& tier, int64_t chunk_rows) {
 
 Plan plan_for(const Problem& p, const DeviceProperties& d) {
   Plan plan = make_plan(p, d);
-  if (forced_tier >= 0 && !(Tier(forced_tier.load()) == Tier::Mma && p.backward)) {
+  if (forced_tier >= 0) {
     plan.tier = Tier(forced_tier.load());
     if (!supports(plan.tier, p, d)) {
       throw std::runtime_error(std::string("seqkern: the CUDA tier '") + name(plan.tier) +

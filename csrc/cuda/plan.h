@@ -23,7 +23,7 @@ struct Problem {
 // stepwise: each step one product by the BLAS and one pointwise kernel; any size.
 // block: one block takes a few rows through a whole chunk, W_hh in its shared memory.
 // grid: the hidden units are spread over all blocks, each with its rows of W_hh in shared memory.
-// mma: tensor cores, forward in bfloat16 and float16; as block where one block has room for all of
+// mma: tensor cores, for bfloat16 and float16; as block where one block has room for all of
 // W_hh, else as grid.
 enum class Tier : int { Stepwise = 0, Block = 1, Grid = 2, Mma = 3 };
 inline constexpr int kNumTiers = 4;
@@ -60,7 +60,7 @@ Cost predict(Tier tier, const Problem& problem, const DeviceProperties& device);
 Plan make_plan(const Problem& problem, const DeviceProperties& device);
 
 // What csrc/ops asks: make_plan, unless a test has forced something. Throws where the forced tier
-// does not support the problem; where it has no backward pass at all, that one is not forced.
+// does not support the problem.
 Plan plan_for(const Problem& problem, const DeviceProperties& device);
 // "stepwise", "block", "grid", "mma" or "" for the planner's own choice; 0 rows likewise.
 void force_plan(const std::string& tier, int64_t chunk_rows);

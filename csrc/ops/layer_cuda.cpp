@@ -163,7 +163,10 @@ struct Exchange {
                            : plan.tier == cuda::Tier::Mma ? plan.mma.blocks * plan.mma.row_tiles
                                                           : 0;
     flags = at::empty({run.s.D * blocks}, run.storage.dtype(at::kInt));
-    if (plan.tier == cuda::Tier::Grid && backward) partials = run.empty({plan.grid.partials});
+    if (backward && blocks > 0) {
+      partials =
+          run.empty({plan.tier == cuda::Tier::Grid ? plan.grid.partials : plan.mma.partials});
+    }
   }
   uint32_t* zeroed_flags() const {
     flags.zero_();
@@ -270,8 +273,8 @@ ForwardResult forward_cuda(const Layer& s, const Tensor& input, const Tensor& h_
         cuda::launch_grid_forward(s.cell, run.type, run.plan.grid, args,
                                   {exchange.zeroed_flags(), nullptr, 0}, run.stream);
       } else {
-        cuda::launch_mma_forward(s.cell, run.type, run.plan.mma, args, exchange.zeroed_flags(),
-                                 run.stream);
+        cuda::launch_mma_forward(s.cell, run.type, run.plan.mma, args,
+                                 {exchange.zeroed_flags(), nullptr, 0, 0}, run.stream);
       }
     }
   }
@@ -463,9 +466,13 @@ BackwardResult backward_cuda(const Layer& s, const BackwardInputs& in) {
       backward_stepwise(run, chunks, args, dirs, grad_h);
     } else if (run.plan.tier == cuda::Tier::Block) {
       cuda::launch_block_backward(s.cell, run.type, args, run.stream);
-    } else {
+    } else if (run.plan.tier == cuda::Tier::Grid) {
       cuda::launch_grid_backward(s.cell, run.type, run.plan.grid, args,
                                  {exchange.zeroed_flags(), data(exchange.partials), 0}, run.stream);
+    } else {
+      cuda::launch_mma_backward(s.cell, run.type, run.plan.mma, args,
+                                {exchange.zeroed_flags(), data(exchange.partials), 0, 0},
+                                run.stream);
     }
 
     for (int64_t d = 0; d < s.D; ++d) {

@@ -93,6 +93,14 @@ def test_ragged(tier, kind, type, D):
         check_schedules(c, type, tier, schedules=("forward", "greedy", "random 1"))
 
 
+@pytest.mark.parametrize("kind", CELLS)
+def test_tensor_cores_of_several_blocks(kind):
+    """More units than one block takes: h and partial sums go from block to block."""
+    for sizes in ({"T": 4, "B": 18}, {"batch_sizes": (5, 3, 1)}):
+        c = case(kind, I=3, H=136, D=2 if "T" not in sizes else 1, **sizes)
+        check_schedules(c, "bf16", "mma", schedules=("reverse", "greedy", "random 1"))
+
+
 @pytest.mark.parametrize("H", (1, 2, 8, 16, 17, 31, 33, 64, 70))
 @pytest.mark.parametrize(("tier", "kind"), TIERS_OF_KINDS)
 def test_sizes(tier, kind, H):

@@ -95,10 +95,11 @@ class Translator(nn.Module):
 
 
 def by_rule(text: str) -> str:
-    """The baseline: the numbers in the text, the year in front."""
+    """The baseline: the numbers in the text, the year in front; names of months are beyond it."""
     found = re.findall(r"\d+", text)
-    year, *rest = sorted(found, key=len, reverse=True) if len(found[0]) < 3 else found
-    return "-".join([year, *(f"{int(n):02}" for n in reversed(rest))])
+    if len(found[0]) < 4:
+        found.reverse()
+    return "-".join(number.zfill(2) for number in found)
 
 
 def main(arguments: list[str] | None = None) -> int:

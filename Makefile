@@ -1,15 +1,20 @@
-# make run, examples, test, integration, bench, lint, asan, wheel, clean. Each sets up what it needs, once.
+# make run, examples, test, integration, bench, lint, asan, cuda-check, cuda-build, cuda-host,
+# cuda-mutations, wheel, clean. Each sets up what it needs, once.
 
 PYTHON ?= python3
 TORCH ?= 2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 INTEGRATION := .venv-integration
+CUDA_TORCH ?= 2.14.1
+CUDA_VENV := .venv-cuda
+CUDA_TOOLS := .venv-cuda-tools
 
 PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 CPP_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: build run examples test integration bench lint format asan cells-cuda wheel clean
+.PHONY: build run examples test integration bench lint format asan cells-cuda cuda-check cuda-build \
+  cuda-host cuda-mutations wheel clean
 .DELETE_ON_ERROR:
 
 build: $(VENV)/.built
@@ -22,8 +27,9 @@ run: build
 examples: $(VENV)/.examples
 	$(BIN)/python -m examples $(ARGS)
 
+TESTS := tests
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest tests $(ARGS)
+	$(BIN)/python -m pytest $(TESTS) $(ARGS)
 
 # Third-party programs on seqkern's modules, with the wheel in an environment of their own; run from
 # their folder, so that they see the installed package.
@@ -60,11 +66,51 @@ asan: $(VENV)/.dev
 cells-cuda:
 	nvcc -std=c++20 -Icsrc -c tests/cuda/cells.cu -o /dev/null
 
+# Every CUDA kernel for every architecture: needs nvcc and no GPU. ARGS=--write renews docs/cuda.md.
+cuda-check: $(CUDA_TOOLS)/.installed
+	$(PYTHON) tools/cuda_check.py $(ARGS) \
+	  --nvdisasm $(CURDIR)/$$(find $(CUDA_TOOLS) -path '*/bin/nvdisasm' -type f | head -1)
+
+# The whole extension against a torch with CUDA, in an environment of its own; needs nvcc and no GPU.
+CUDA_OUT := build/cuda
+cuda-build: $(CUDA_VENV)/.torch
+	@command -v nvcc >/dev/null || { echo "cuda-build: nvcc is not on the PATH"; exit 1; }
+	SEQKERN_CUDA=on $(CUDA_VENV)/bin/python setup.py -q build --build-lib $(CUDA_OUT)
+	cp -r tests pyproject.toml $(CUDA_OUT)/
+	cd $(CUDA_OUT) && PYTHONPATH=. $(CURDIR)/$(CUDA_VENV)/bin/python -m pytest -q \
+	  tests/test_cuda_build.py tests/test_plan.py tests/test_reference.py tests/test_functional.py \
+	  $(ARGS)
+
+# The CUDA kernels executed on the CPU by tests/cuda_host, no GPU and no nvcc: the kernel tests, each
+# tier under each schedule, and small layers under AddressSanitizer and ThreadSanitizer. Each build
+# is a folder to run from, as that finds its seqkern first.
+CUDA_HOST := build/cuda-host
+CUDA_HOST_RUN = cd $(CUDA_HOST)/$(1) && OMP_NUM_THREADS=1 $(2) $(CURDIR)/$(BIN)/python -m pytest -q
+CUDA_HOST_ASAN = LD_PRELOAD="$(call CXX_FILE,libasan.so) $(call CXX_FILE,libstdc++.so)" \
+  ASAN_OPTIONS=detect_leaks=0
+# Its shadow memory has a fixed place, which setarch -R keeps free; what torch does is not looked at.
+CUDA_HOST_TSAN = LD_PRELOAD=$(call CXX_FILE,libtsan.so) \
+  TSAN_OPTIONS="ignore_noninstrumented_modules=1 halt_on_error=1" setarch -R
+CUDA_HOST_TESTS := $(CURDIR)/tests/cuda_host
+cuda-host: $(VENV)/.dev
+	SEQKERN_CUDA=host SEQKERN_BUILD_TESTS=1 $(BIN)/python setup.py -q build --build-lib $(CUDA_HOST)/none
+	set -e; for sanitizer in address thread; do \
+	  rm -rf $(CUDA_HOST)/$$sanitizer; cp -r $(CUDA_HOST)/none $(CUDA_HOST)/$$sanitizer; \
+	  cp build/cmake-*-cuda-host/$$sanitizer/_C.* $(CUDA_HOST)/$$sanitizer/seqkern/; done
+	$(call CUDA_HOST_RUN,none) $(CUDA_HOST_TESTS) $(CURDIR)/tests/test_kernels.py -k "not avx" $(ARGS)
+	$(call CUDA_HOST_RUN,address,$(CUDA_HOST_ASAN)) --capture=sys $(CUDA_HOST_TESTS)/test_cuda_host.py \
+	  -k "small_layers or ragged or nan"
+	$(call CUDA_HOST_RUN,thread,$(CUDA_HOST_TSAN)) --capture=sys $(CUDA_HOST_TESTS)/test_cuda_host.py -k small_layers
+
+# Deliberate bugs, one at a time, each of which those tests must find. ARGS=--write renews docs/cuda.md.
+cuda-mutations: cuda-host
+	$(BIN)/python tests/cuda_host/mutate.py $(ARGS)
+
 wheel: $(VENV)/.built
 	$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf $(VENV) $(INTEGRATION) build dist *.egg-info seqkern/*.so seqkern/_build_info.py
+	rm -rf $(VENV) $(INTEGRATION) $(CUDA_VENV) $(CUDA_TOOLS) build dist *.egg-info seqkern/*.so seqkern/_build_info.py
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch first, and pinned: the extension is built against it. Each stamp below is younger than all
@@ -113,4 +159,22 @@ $(INTEGRATION)/.seqkern: $(INTEGRATION)/.packages $(VENV)/.built $(wildcard seqk
 	@rm -rf build/integration
 	@$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps -w build/integration .
 	@$(INTEGRATION_PIP) --no-deps --force-reinstall build/integration/seqkern-*.whl
+	@touch $@
+
+$(CUDA_TOOLS)/.installed:
+	@$(PYTHON) -m venv --clear $(CUDA_TOOLS)
+	@$(CUDA_TOOLS)/bin/python -m pip install --quiet --quiet --disable-pip-version-check \
+	  'nvidia-cuda-nvdisasm>=13,<14'
+	@touch $@
+
+# About 6 GB, and as much again while it is unpacked.
+CUDA_FREE_GB := 12
+$(CUDA_VENV)/.torch:
+	@free=$$(df -Pk . | awk 'NR == 2 { print int($$4 / 1048576) }'); \
+	  [ $$free -ge $(CUDA_FREE_GB) ] || { \
+	  echo "cuda-build needs $(CUDA_FREE_GB) GB of disk for a PyTorch with CUDA, $$free are free"; exit 1; }
+	@echo "Setting up $(CUDA_VENV) with PyTorch $(CUDA_TORCH) and its CUDA libraries: about 6 GB"
+	@$(PYTHON) -m venv --clear $(CUDA_VENV)
+	@$(CUDA_VENV)/bin/python -m pip install --quiet --quiet --disable-pip-version-check \
+	  torch==$(CUDA_TORCH) "setuptools>=77" cmake ninja numpy pytest hypothesis
 	@touch $@

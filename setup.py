@@ -3,7 +3,7 @@
 Metadata is in pyproject.toml.
 
 Environment:
-  SEQKERN_CUDA          auto (default), on or off
+  SEQKERN_CUDA          auto (default), on or off; host: the kernels on tests/cuda_host, no GPU
   SEQKERN_SANITIZE      address or undefined: an instrumented build, in a build folder of its own
   SEQKERN_BUILD_TESTS   1: build the C++ tests too
   MAX_JOBS, CMAKE_BUILD_PARALLEL_LEVEL   compile jobs at once (default: the cores of this machine)
@@ -83,10 +83,12 @@ class CMakeBuild(build_ext):
 
         torch_version = torch.__version__.split("+")[0]
         sanitize = os.environ.get("SEQKERN_SANITIZE", "")
+        cuda = os.environ.get("SEQKERN_CUDA", "auto").lower()
         tag = f"{sys.implementation.cache_tag}-torch{torch_version}"
         # CMake keeps the compiler that it first met in a folder.
         chosen = re.sub(r"[^\w.+]+", "-", os.environ.get("CXX", ""))
-        build = ROOT / "build" / "-".join(filter(None, ["cmake", tag, sanitize, chosen]))
+        host = "cuda-host" if cuda == "host" else ""
+        build = ROOT / "build" / "-".join(filter(None, ["cmake", tag, host, sanitize, chosen]))
         library_dir = Path(torch.__file__).parent / "lib"
         settings = {
             "CMAKE_MAKE_PROGRAM": find_program("ninja"),
@@ -98,7 +100,8 @@ class CMakeBuild(build_ext):
             "SEQKERN_CXX11_ABI": int(torch._C._GLIBCXX_USE_CXX11_ABI),
             "SEQKERN_PYTHON_INCLUDE_DIR": sysconfig.get_path("include"),
             "SEQKERN_EXT_SUFFIX": sysconfig.get_config_var("EXT_SUFFIX"),
-            "SEQKERN_CUDA": os.environ.get("SEQKERN_CUDA", "auto").lower(),
+            "SEQKERN_CUDA": cuda,
+            "SEQKERN_TORCH_CUDA": torch.version.cuda or "",
             "SEQKERN_SANITIZE": sanitize,
             "SEQKERN_BUILD_TESTS": "ON" if os.environ.get("SEQKERN_BUILD_TESTS") == "1" else "OFF",
         }
@@ -111,18 +114,18 @@ class CMakeBuild(build_ext):
             result = subprocess.run(command, env={**os.environ, "CXX": compiler}, check=False)
             if result.returncode:
                 fail(f"{what} failed with {compiler}; the first error above says why.")
-        self.put_beside_package(build, torch_version)
+        # A wheel must not carry a path of the machine that built it.
+        shown = build if self.inplace or host else ""
+        self.put_beside_package(build, torch_version, shown)
 
-    def put_beside_package(self, build: Path, torch_version: str) -> None:
+    def put_beside_package(self, build: Path, torch_version: str, shown: Path | str) -> None:
         target = Path(self.get_ext_fullpath("seqkern._C")).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
-        # A wheel must not carry a path of the machine that built it.
-        build_dir = str(build) if self.inplace else ""
         info = build / "_build_info.py"
         info.write_text(
             '"""Written by setup.py, read before the extension is loaded."""\n\n'
             f'TORCH_VERSION = "{torch_version}"\n'
-            f"BUILD_DIR = {build_dir!r}\n"
+            f"BUILD_DIR = {str(shown)!r}\n"
         )
         # Replaced, never overwritten: a process that has the old library loaded keeps it.
         for source, place in ((build / target.name, target), (info, target.parent / info.name)):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .cases import GRIDS, grid
 
-DEFAULT_GRID = "first"
+DEFAULT_GRID = "standard"
 RESULTS = Path(__file__).resolve().parent / "results"
 
 

@@ -9,6 +9,7 @@ MODES = {
     "infer": "forward without grad",
     "forward": "forward with grad",
     "train": "forward and backward, gradients of the input and of every parameter",
+    "step": "one step without grad from the state that the last one left: seqkern.Stream",
 }
 DTYPES = ("float32", "float64", "bfloat16")
 SHORT = {"float32": "f32", "float64": "f64", "bfloat16": "bf16"}
@@ -40,6 +41,10 @@ class Case:
             1, 1, False, False,
         ):  # fmt: skip
             raise ValueError(f"{self.cell} takes one step of one layer, got {self}")
+        if self.mode == "step" and (
+            self.cell not in LAYERS or self.T != 1 or self.bidirectional or self.packed
+        ):
+            raise ValueError(f"mode step takes T 1 of a layer in one direction, got {self}")
 
     @property
     def name(self) -> str:
@@ -115,13 +120,16 @@ def standard(threads: int) -> Iterator[Case]:
         yield Case(cell, "train", 100, 32, 128, dtype="bfloat16", threads=threads)
         yield Case(cell, "train", 100, 32, 128, layers=3, bidirectional=True, threads=threads)
     yield from _product(CELLS, ["infer"], [1], [1, 32], [128], threads=threads)
+    for cell in LAYERS:
+        yield from _product([cell], ["step"], [1], [1], [128, 512], threads=threads)
+        yield Case(cell, "step", 1, 16, 128, threads=threads)
 
 
 def full(threads: int) -> Iterator[Case]:
     """`standard`, longer sequences, more batches and hidden sizes, every mode and dtype."""
     yield from standard(threads)
     for cell in LAYERS:
-        for mode in MODES:
+        for mode in ("infer", "forward", "train"):
             yield from _product([cell], [mode], [32, 256, 4096], [8], [128], threads=threads)
             yield from _product([cell], [mode], [100], [4, 64], [64, 256, 512], threads=threads)
             for dtype in ("float64", "bfloat16"):

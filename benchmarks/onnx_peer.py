@@ -30,33 +30,47 @@ def layer_weights(case: Case, module: torch.nn.Module, layer: int) -> list[numpy
     return [stacked("weight_ih"), stacked("weight_hh"), bias]
 
 
+def kinds_of(case: Case) -> str:
+    return "hc" if case.cell == "LSTM" else "h"
+
+
 def make_model(case: Case, module: torch.nn.Module) -> onnx.ModelProto:
     """Each layer is the operator, giving [T, D, B, H], and its reordering to [T, B, D*H].
 
-    The results are the output, then h (and c) of each layer: h0, h1, ..., c0, c1, ...
+    The results are the output, then h (and c) of each layer: h0, h1, ..., c0, c1, ... In mode step
+    the inputs are x and the states before, named as the results with _before.
     """
     merge = numpy.array([0, 0, -1], dtype=numpy.int64)
     nodes, constants, source = [], [numpy_helper.from_array(merge, "merge")], "x"
     options = {"direction": "bidirectional" if case.bidirectional else "forward"}
     if case.cell == "GRU":
         options["linear_before_reset"] = 1
-    kinds = "hc" if case.cell == "LSTM" else "h"
+    kinds = kinds_of(case)
     for n in range(case.layers):
         names = [f"w{n}", f"r{n}", f"b{n}"]
         for name, weight in zip(names, layer_weights(case, module, n), strict=True):
             constants.append(numpy_helper.from_array(weight, name))
         results = [f"steps{n}", *(f"{kind}{n}" for kind in kinds)]
+        before = ["", *(f"{kind}{n}_before" for kind in kinds)] if case.mode == "step" else []
         nodes += [
-            helper.make_node(case.cell, [source, *names], results, hidden_size=case.H, **options),
+            helper.make_node(
+                case.cell, [source, *names, *before], results, hidden_size=case.H, **options
+            ),
             helper.make_node("Transpose", [f"steps{n}"], [f"swapped{n}"], perm=[0, 2, 1, 3]),
             helper.make_node("Reshape", [f"swapped{n}", "merge"], [f"y{n}"]),
         ]
         source = f"y{n}"
     states = [f"{kind}{n}" for kind in kinds for n in range(case.layers)]
+    inputs = {"x": [case.T, case.B, case.H]}
+    if case.mode == "step":
+        inputs |= {f"{state}_before": [1, case.B, case.H] for state in states}
     graph = helper.make_graph(
         nodes,
         "layers",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [case.T, case.B, case.H])],
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+            for name, shape in inputs.items()
+        ],
         [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in [source, *states]],
         constants,
     )
@@ -79,4 +93,15 @@ def onnx_run(case: Case):
         kinds = [states[i : i + case.layers] for i in range(0, len(states), case.layers)]
         return [output, *map(torch.cat, kinds)]
 
+    names = [f"{kind}{n}_before" for kind in kinds_of(case) for n in range(case.layers)]
+    zeros = numpy.zeros((1, case.B, case.H), numpy.float32)
+
+    def step() -> list[torch.Tensor]:
+        output, *states = session.run(None, inputs)
+        inputs.update(zip(names, states, strict=True))
+        return [torch.from_numpy(output[0])]
+
+    if case.mode == "step":
+        inputs |= dict.fromkeys(names, zeros)
+        return step
     return run

@@ -77,6 +77,27 @@ def module_run(case: Case, module: nn.Module) -> Run:
     return train
 
 
+def torch_step_run(case: Case, module: nn.Module) -> Run:
+    """torch.nn's layer, a step at a time."""
+    x = make_input(case, next(module.parameters()).dtype)
+    state = None
+
+    def run():
+        nonlocal state
+        with torch.no_grad():
+            output, state = module(x, state)
+        return [output[0]]
+
+    return run
+
+
+def stream_run(case: Case) -> Run:
+    import seqkern
+
+    stream, x = seqkern.Stream(make_module(case, seqkern)), make_input(case)[0]
+    return lambda: [stream.step(x)]
+
+
 def loop_run(case: Case) -> Run:
     """torch.nn's cell in a Python loop, for scale."""
     layer = make_module(case, nn)
@@ -107,11 +128,17 @@ def available() -> list[str]:
 
 def takes(peer: str, case: Case) -> bool:
     """Whether a peer has what the case needs."""
-    plain = case.mode == "infer" and case.cell not in CELLS and not case.packed
+    plain = case.cell not in CELLS and not case.packed
     if peer == "onnxruntime":
-        return plain and case.dtype == "float32"
+        return plain and case.mode in ("infer", "step") and case.dtype == "float32"
     if peer == "python loop":
-        return plain and case.T == 100 and case.layers == 1 and not case.bidirectional
+        return (
+            plain
+            and case.mode == "infer"
+            and case.T == 100
+            and case.layers == 1
+            and not case.bidirectional
+        )
     return True
 
 
@@ -120,6 +147,8 @@ def make_run(name: str, case: Case) -> Run:
     if name == OURS:
         import seqkern
 
+        if case.mode == "step":
+            return stream_run(case)
         return module_run(case, make_module(case, seqkern))
     if name == "onnxruntime":
         from .onnx_peer import onnx_run
@@ -127,9 +156,14 @@ def make_run(name: str, case: Case) -> Run:
         return onnx_run(case)
     if name == "python loop":
         return loop_run(case)
-    return module_run(case, make_module(case, nn))
+    return torch_run(case)
+
+
+def torch_run(case: Case, dtype: torch.dtype | None = None) -> Run:
+    run = torch_step_run if case.mode == "step" else module_run
+    return run(case, make_module(case, nn, dtype))
 
 
 def reference_run(case: Case) -> Run:
     """torch.nn in float64 on the same values: what results are checked against."""
-    return module_run(case, make_module(case, nn, torch.float64))
+    return torch_run(case, torch.float64)

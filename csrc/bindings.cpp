@@ -5,6 +5,7 @@
 
 #include "cpu/capability.h"
 #include "cpu/plan.h"
+#include "cuda/plan.h"
 
 namespace py = pybind11;
 
@@ -17,7 +18,11 @@ PYBIND11_MODULE(_C, m) {
     py::dict info;
     info["torch_version"] = SEQKERN_TORCH_VERSION;
     info["compiler"] = SEQKERN_COMPILER;
+#if defined(SEQKERN_WITH_CUDA) && !defined(SEQKERN_CUDA_HOST)
+    info["cuda"] = true;
+#else
     info["cuda"] = false;
+#endif
     info["capabilities"] = seqkern::cpu::compiled();
     return info;
   });
@@ -44,5 +49,8 @@ PYBIND11_MODULE(_C, m) {
       py::kw_only(), py::arg("B"), py::arg("H"), py::arg("K"), py::arg("gates"),
       py::arg("directions"), py::arg("ragged"), py::arg("panel_units"), py::arg("element_size"),
       py::arg("min_chunk_rows"), py::arg("threads"));
+  // For tests of the CUDA kernels: cuda/plan.h.
+  m.def("force_cuda_plan", &seqkern::cuda::force_plan, py::arg("tier") = "",
+        py::arg("chunk_rows") = 0);
   m.def("chunk_steps", &seqkern::cpu::chunk_steps, py::arg("offsets"), py::arg("chunk_rows"));
 }

@@ -3,15 +3,17 @@
 T time steps, B batch, I input size, H hidden size, P projected size, K = P or H, D directions (1,
 or 2 for both), R rows: ``sum(batch_sizes)``. Padded input is ``[T, B, I]``. Ragged input is
 ``[R, I]`` as in ``PackedSequence.data`` with its ``batch_sizes`` (int64, on the CPU, never
-growing). ``params`` is one flat list in the order of ``torch.nn``'s parameters, per direction
+growing). Where those end in 0, input may have rows left over behind (their output is zero) and the states
+sequences of no step (they stay as they are). ``params`` is one flat list in the order of ``torch.nn``'s parameters, per direction
 ``w_ih [G*H, I], w_hh [G*H, K][, b_ih [G*H], b_hh [G*H]][, w_hr [P, H]]``.
 
 Between forward and backward a layer keeps its input, its output and, with save ``"gates"``, every
 gate and cell state; with ``"states"`` the cell states alone (c of the LSTM), and the backward pass
 computes the gates again, in one large product for many steps.
 
-float32, float64, bfloat16 and float16 on the CPU run the kernels (the two short ones with float32
-arithmetic and a float32 cell state). Everything else runs ``seqkern.reference``: other dtypes, a
+float32, float64, bfloat16 and float16 run the kernels on the CPU and, where the build has them
+(``python -m seqkern doctor``), on CUDA devices; the two short ones with float32 arithmetic and a
+float32 cell state. Everything else runs ``seqkern.reference``: other dtypes, a
 forward-mode differentiation level (``torch.func.jvp``), ``torch.func`` transforms inside of a
 ``torch.compile`` graph, and devices without kernels, for which a warning is given once.
 
@@ -50,7 +52,7 @@ from torch.autograd import forward_ad
 
 from seqkern import onnx, reference
 from seqkern.autograd import Layer
-from seqkern.ops import FORWARD, KERNEL_DTYPES, STEP
+from seqkern.ops import CUDA_KERNELS, FORWARD, KERNEL_DTYPES, STEP
 
 __all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell"]
 
@@ -265,7 +267,7 @@ def layer(
     if (
         forward_ad._current_level >= 0
         or input.dtype not in KERNEL_DTYPES
-        or not (input.is_cpu or input.is_meta)
+        or not _has_kernels(input)
         # In a transform Dynamo does not see that a gradient is wanted, and leaves the Function out.
         or (_functorch_active() and torch.compiler.is_dynamo_compiling())
     ):
@@ -336,16 +338,20 @@ def _onednn_takes(dtype: torch.dtype) -> bool:
 
 
 def _without_kernel(cell, input, batch_sizes, h_0, c_0, params) -> tuple[Tensor, ...]:
-    if not (input.is_cpu or input.is_meta):
+    if not _has_kernels(input):
         _warn_no_kernels(input.device.type)
     results = reference.layer(cell, input, batch_sizes, h_0, c_0, params)
     return results if len(results) == 3 else (*results, input.new_empty(0))
 
 
+def _has_kernels(tensor: Tensor) -> bool:
+    return tensor.is_cpu or tensor.is_meta or (CUDA_KERNELS and tensor.is_cuda)
+
+
 @functools.cache
 def _warn_no_kernels(device: str) -> None:
     warnings.warn(
-        f"seqkern has no kernels for device '{device}' yet: its layers run there as slow loops of "
-        "torch operations",
+        f"this build of seqkern has no kernels for device '{device}': its layers run there as slow "
+        "loops of torch operations",
         stacklevel=4,
     )

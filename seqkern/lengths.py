@@ -48,7 +48,7 @@ class Layout(NamedTuple):
 def layout(lengths: Tensor | Sequence[int], padded: Tensor, batch_first: bool) -> Layout:
     """The layout of a batch [T, B, W], or [B, T, W] with batch_first. ValueError or TypeError names what does not fit."""
     steps, batch = padded.shape[1::-1] if batch_first else padded.shape[:2]
-    lengths = _checked(lengths, steps, batch)
+    lengths = checked(lengths, steps, batch)
     if not lengths.is_meta:
         lengths = lengths.cpu()
     device = lengths.device
@@ -101,7 +101,7 @@ def last_output(
     steps, batch, width = output.shape
     if steps == 0:
         raise ValueError(f"output must have at least one time step, got {list(output.shape)}")
-    lengths = _checked(lengths, steps, batch).to(output.device)
+    lengths = checked(lengths, steps, batch).to(output.device)
     index = (lengths - 1).clamp(0, steps - 1).view(1, batch, 1).expand(1, batch, width)
     last = output.gather(0, index).squeeze(0)
     if bidirectional:
@@ -110,7 +110,7 @@ def last_output(
     return torch.where((lengths > 0).unsqueeze(1), last, 0)
 
 
-def _checked(lengths: Tensor | Sequence[int], steps: int, batch: int) -> Tensor:
+def checked(lengths: Tensor | Sequence[int], steps: int, batch: int) -> Tensor:
     """lengths as an int64 tensor, on its own device."""
     if not isinstance(lengths, Tensor):
         if not isinstance(lengths, Sequence) or isinstance(lengths, str):

@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from seqkern import onnx
 from seqkern.functional import gru_cell, layer, lstm_cell, rnn_cell
-from seqkern.lengths import layout
+from seqkern.lengths import checked, layout
 from seqkern.scripted import ScriptedLSTM, ScriptedOneState, scripted_cell
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
@@ -108,6 +108,11 @@ class _Layers(nn.RNNBase):
         steps, batch = input.shape[1::-1] if self.batch_first else input.shape[:2]
         if steps == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+        if onnx.exporting():  # ONNX's operators take lengths in place of batch_sizes
+            time_major = input.transpose(0, 1) if self.batch_first else input
+            states = states or self._zeros(input, batch)
+            output, states = self._run(time_major, checked(lengths, steps, batch), states, weights)
+            return (output.transpose(0, 1) if self.batch_first else output), states
         rows = layout(lengths, input, self.batch_first)
         states = self._zeros(input, batch) if states is None else rows.sort(states)
         output, states = self._run(rows.pack(input), rows.batch_sizes, states, weights)
@@ -117,15 +122,19 @@ class _Layers(nn.RNNBase):
         input, batch_sizes, sorted_indices, unsorted_indices = packed
         onnx.refuse_packed()
         weights = self._weights()
-        batch = batch_sizes[0]
-        if not _tracing_state():  # a trace keeps it as a tensor, not as a number
-            batch = int(batch)
+        if torch.compiler.is_compiling() and not (states is None and sorted_indices is None):
+            # A size that is no tensor's value makes no guess about values; the ops compare.
+            batch = states[0].size(1) if sorted_indices is None else sorted_indices.size(0)
+        elif _tracing_state():  # a trace keeps it as a tensor, not as a number
+            batch = batch_sizes[0]
+        else:
+            batch = int(batch_sizes[0])
         if states is None:
             states = self._zeros(input, batch)
         elif sorted_indices is not None:
             states = tuple([s.index_select(1, sorted_indices) for s in states])
         self._update_flat_weights()
-        self.check_forward_args(input, self._hidden(states), batch_sizes)
+        self.check_forward_args(input, self._hidden(states), (batch,))
         output, states = self._run(input, batch_sizes, states, weights)
         if unsorted_indices is not None:
             states = tuple([s.index_select(1, unsorted_indices) for s in states])

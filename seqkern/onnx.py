@@ -18,13 +18,17 @@ __all__ = ["exporting", "layer", "refuse_packed"]
 GATES = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn_tanh": (0,), "rnn_relu": (0,)}
 
 
-@torch.compiler.assume_constant_result  # Dynamo takes torch's answer for False
 def exporting() -> bool:
     """Whether torch exports to ONNX. torch.onnx, which is slow to import, is asked last."""
     if not (torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()):
         return False
     torch.compiler.allow_in_graph(torch.onnx.ops.symbolic_multi_out)  # Dynamo would skip it
     return True
+
+
+# What torch.compiler.assume_constant_result does, without importing Dynamo, which takes as long as
+# torch. Dynamo would take torch's answer for False.
+exporting._dynamo_marked_constant = True
 
 
 def refuse_packed() -> None:
@@ -36,19 +40,18 @@ def refuse_packed() -> None:
 def layer(
     cell: str,  # "lstm", "gru", "rnn_tanh" or "rnn_relu"
     input: Tensor,  # [T, B, I]
-    batch_sizes: Tensor | None,
+    lengths: Tensor | None,  # [B]
     h_0: Tensor,  # [D, B, H]
     c_0: Tensor | None,  # [D, B, H]
     params: Sequence[Tensor],
-    lengths: Tensor | None = None,  # [B]
 ) -> tuple[Tensor, ...]:
     """The node that stands for ``seqkern.functional.layer``: output ``[T, B, D*H]``, h_n and c_n
     ``[D, B, H]``, the last empty for cells without c. They have shapes and dtypes, not numbers.
-    ``lengths`` are those of the rows of padded input.
+    Instead of batch_sizes it takes lengths, as the operators do.
 
     RuntimeError for what ONNX's operators do not have: packed input and projections.
     """
-    if batch_sizes is not None:
+    if input.dim() == 2:
         refuse_packed()
     directions, batch, hidden = h_0.shape
     per_direction = len(params) // directions
@@ -57,7 +60,7 @@ def layer(
     if input.dtype == torch.bfloat16:  # which the operators do not take; the kernels' arithmetic
         c_0 = None if c_0 is None else c_0.float()
         params = [p.float() for p in params]
-        results = layer(cell, input.float(), None, h_0.float(), c_0, params, lengths)
+        results = layer(cell, input.float(), lengths, h_0.float(), c_0, params)
         return tuple([result.to(input.dtype) for result in results])
     gates = torch.tensor(GATES[cell], device=input.device)
 

@@ -10,9 +10,18 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from seqkern import _C  # noqa: F401  (registers the ops)
+from seqkern import _C  # importing it registers the ops
 
-__all__ = ["BACKWARD", "CELLS", "FORWARD", "KERNEL_DTYPES", "PACK", "STEP", "STREAM_STEP"]
+__all__ = [
+    "BACKWARD",
+    "CELLS",
+    "CUDA_KERNELS",
+    "FORWARD",
+    "KERNEL_DTYPES",
+    "PACK",
+    "STEP",
+    "STREAM_STEP",
+]
 
 CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 FORWARD = {cell: getattr(torch.ops.seqkern, f"{cell}_forward").default for cell in CELLS}
@@ -21,6 +30,7 @@ STEP = {cell: getattr(torch.ops.seqkern, f"{cell}_step").default for cell in CEL
 PACK = {cell: getattr(torch.ops.seqkern, f"{cell}_pack").default for cell in CELLS}
 STREAM_STEP = {cell: getattr(torch.ops.seqkern, f"{cell}_stream_step").default for cell in CELLS}
 KERNEL_DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
+CUDA_KERNELS = _C.build_info()["cuda"]
 
 _GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 _SAVED = {"lstm": 4, "gru": 4, "rnn_tanh": 0, "rnn_relu": 0}

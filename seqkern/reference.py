@@ -1,9 +1,9 @@
 """The layers as readable loops in torch operations: what the kernels are tested against.
 
-Same names and signatures as ``seqkern.functional``. Differentiable any number of times, forward and
-reverse, under any ``torch.func`` transform, on any device and dtype, and slow. ``functional`` takes
-these loops where it has no kernel. Float16 and bfloat16 are computed in float32 and rounded at the
-end.
+Same names and signatures as ``seqkern.functional``, where ``save`` means nothing: autograd keeps
+what it needs. Differentiable any number of times, forward and reverse, under any ``torch.func``
+transform, on any device and dtype, and slow. ``functional`` takes these loops where it has no
+kernel. Float16 and bfloat16 are computed in float32 and rounded at the end.
 
 Parameters come as one flat list: per direction ``w_ih, w_hh[, b_ih, b_hh][, w_hr]``. Gate order as
 in ``torch.nn``: i, f, g, o for LSTM; r, z, n for GRU.
@@ -129,6 +129,7 @@ def lstm(
     c_0: Tensor,  # [D, B, H]
     params: Sequence[Tensor],
     batch_sizes: Tensor | None = None,  # [T]
+    save: str = "gates",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``seqkern.functional.lstm`` in torch operations."""
     return layer("lstm", input, batch_sizes, h_0, c_0, params)
@@ -139,6 +140,7 @@ def gru(
     h_0: Tensor,  # [D, B, H]
     params: Sequence[Tensor],
     batch_sizes: Tensor | None = None,  # [T]
+    save: str = "gates",
 ) -> tuple[Tensor, Tensor]:
     """``seqkern.functional.gru`` in torch operations."""
     return layer("gru", input, batch_sizes, h_0, None, params)
@@ -150,6 +152,7 @@ def rnn(
     params: Sequence[Tensor],
     batch_sizes: Tensor | None = None,  # [T]
     nonlinearity: str = "tanh",
+    save: str = "gates",
 ) -> tuple[Tensor, Tensor]:
     """``seqkern.functional.rnn`` in torch operations."""
     return layer(rnn_name(nonlinearity), input, batch_sizes, h_0, None, params)

@@ -105,15 +105,23 @@ def check_levels(case: Case, dtype: torch.dtype) -> None:
     Small layers are drawn several times and the draws stacked: on a handful of numbers torch may be exact by luck, and
     twice nothing is no bar.
     """
+    levels = {f"level {v}": seqkern.use_cpu_capability(v) for v in seqkern.cpu_capabilities()}
+    check_runs(case, dtype, levels)
+
+
+def check_runs(case: Case, dtype: torch.dtype, contexts: dict) -> dict[str, dict]:
+    """The same for the kernels in each of the contexts, by name; returns their results."""
     batch = case.B if case.batch_sizes is None else case.batch_sizes[0]
     draws = max(1, 32 // max(1, batch * case.H))
     cases = [replace(case, seed=case.seed + draw) for draw in range(draws)]
     exact = _stacked([_exact(c, dtype) for c in cases])
     torchs = _stacked([_torchs(c, dtype) for c in cases])
-    for level in seqkern.cpu_capabilities():
-        with seqkern.use_cpu_capability(level):
-            kernel = _stacked([_kernel(c, dtype) for c in cases])
-        check_all(kernel, exact, torchs, f"level {level}: ")
+    results = {}
+    for name, context in contexts.items():
+        with context:
+            results[name] = _stacked([_kernel(c, dtype) for c in cases])
+        check_all(results[name], exact, torchs, f"{name}: ")
+    return results
 
 
 def _stacked(draws: list[dict]) -> dict:

@@ -67,6 +67,7 @@ def test_larger_grids_keep_the_targets_of_the_first():
         (("GRU", "test", 1, 1, 1), "mode must be one of .*got 'test'"),
         (("GRU", "train", 1, 1, 1, "int8"), "dtype must be one of .*got 'int8'"),
         (("GRUCell", "train", 2, 1, 1), "GRUCell takes one step"),
+        (("GRU", "step", 2, 1, 1), "mode step takes T 1"),
     ],
 )
 def test_cases_that_cannot_be(values, message):
@@ -187,7 +188,11 @@ def test_measured_rates_are_plausible():
 # peers and their results
 
 SMALL = [
-    *(Case(cell, mode, 5, 3, 8, threads=1) for cell in LAYERS for mode in MODES),
+    *(
+        Case(cell, mode, 1 if mode == "step" else 5, 3, 8, threads=1)
+        for cell in LAYERS
+        for mode in MODES
+    ),
     *(Case(cell, mode, 1, 3, 8, threads=1) for cell in CELLS for mode in ("infer", "train")),
     *(
         Case(cell, "train", 5, 3, 8, threads=1, layers=2, bidirectional=True, packed=packed)
@@ -230,6 +235,20 @@ def test_onnxruntime_agrees(cell, options):
     runs = {name: peers.make_run(name, case) for name in ("torch.nn", "onnxruntime")}
     assert len(runs["onnxruntime"]()) == len(runs["torch.nn"]())
     assert check.disagreements(case, runs) == {}
+
+
+@pytest.mark.parametrize("layers", (1, 2))
+@pytest.mark.parametrize("cell", LAYERS)
+def test_steps_agree_and_keep_their_state(cell, layers):
+    case = Case(cell, "step", 1, 3, 8, threads=1, layers=layers)
+    names = [name for name in peers.available() if peers.takes(name, case)] + [peers.OURS]
+    runs = {name: peers.make_run(name, case) for name in names}
+    assert check.disagreements(case, runs) == {}
+    expected = [runs["torch.nn"]()[0].clone() for _ in range(3)]
+    assert not torch.equal(expected[0], expected[1])
+    for name in names[1:]:
+        for output in expected:
+            torch.testing.assert_close(runs[name]()[0], output, msg=name)
 
 
 def test_peers_take_only_what_they_have():

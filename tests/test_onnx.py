@@ -177,6 +177,56 @@ def test_weights_too_large_to_fold():
     check(program, module, args)
 
 
+class Last(nn.Module):
+    """A layer with lengths, and each sequence's last output."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x, lengths, states=None):
+        output, finals = self.module(x, states, lengths)
+        options = self.module.batch_first, self.module.bidirectional
+        return output, finals, seqkern.last_output(output, lengths, *options)
+
+
+@pytest.mark.parametrize("name", ("lstm_states", "lstm_all", "gru_all", "rnn_all", "rnn_relu"))
+def test_lengths(name):
+    kind, options, given = LAYERS[name]
+    module = Last(kind(I, H, **options)).eval()
+
+    def arguments(lengths):
+        x = torch.randn(len(lengths), 5, I)
+        x = x if module.module.batch_first else x.transpose(0, 1)
+        states = states_of(module.module, len(lengths)) if given else ()
+        return (x, torch.tensor(lengths), *states)
+
+    args = arguments([2, 5, 3])
+    places = (1, 0) if module.module.batch_first else (0, 1)
+    shapes = [dict(zip(places, (TIME, BATCH), strict=True)), {0: BATCH}]
+    if given:
+        state = {1: BATCH}
+        shapes.append((state, state) if kind is seqkern.LSTM else state)
+    program = export(module, args, tuple(shapes))
+    for node in recurrent(program):
+        assert node.input[4]  # sequence_lens
+    assert len(recurrent(program)) == module.module.num_layers
+
+    for lengths in ([2, 5, 3], [5, 5, 5, 5], [3], [1, 0, 4, 2, 0], [0, 0]):
+        check(program, module, arguments(lengths))
+    with pytest.raises(Exception, match="sequence_lens"):
+        run(program, arguments([6, 1]))
+
+
+def test_lengths_as_a_list():
+    module = seqkern.GRU(I, H)
+    program = export(module, (torch.randn(5, 3, I), None, [4, 0, 2]))
+    args = (torch.randn(5, 3, I),)
+    with torch.no_grad():
+        expected = module(*args, lengths=[4, 0, 2])
+    assert_close(run(program, args), list(expected), rtol=1e-5, atol=1e-5)
+
+
 # name: class, options, whether states are given
 CELLS = {
     "lstm": (seqkern.LSTMCell, {}, True),

@@ -12,6 +12,9 @@
 #include "ops/layer_cpu.h"
 #include "ops/left_over.h"
 #include "ops/step_cpu.h"
+#if defined(SEQKERN_WITH_CUDA)
+#include "ops/layer_cuda.h"
+#endif
 
 namespace seqkern::ops {
 
@@ -45,7 +48,8 @@ constexpr const char* kStreamStepSchema =
     "_stream_step(Tensor input, Tensor(a!) h, Tensor(b!)? c, Tensor w_ih, Tensor w_hh, "
     "Tensor? b_ih, Tensor? b_hh, Tensor(c!) output, int vector_bytes) -> ()";
 
-template <Cell cell>
+// run: forward_cpu or forward_cuda
+template <Cell cell, auto run>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor& input,
                                                            const Optional& batch_sizes,
                                                            const Tensor& h_0, const Optional& c_0,
@@ -54,14 +58,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor& input,
   const Layer layer = check_layer(cell, input, batch_sizes, h_0, c_0, params);
   TORCH_CHECK(save == "gates" || save == "states" || save == "none", "seqkern::", layer.info.name,
               ": save must be 'gates', 'states' or 'none', got '", std::string(save), "'");
-  ForwardResult r = on_rows_in_use(&forward_cpu, layer, input, h_0, c_0,
+  ForwardResult r = on_rows_in_use(run, layer, input, h_0, c_0,
                                    save == "gates"    ? Save::Gates
                                    : save == "states" ? Save::States
                                                       : Save::None);
   return {r.output, r.h_n, r.c_n, r.gates, r.cells};
 }
 
-template <Cell cell>
+template <Cell cell, auto run>
 std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>, Tensor, Tensor> backward(
     const Tensor& grad_output, const Tensor& grad_h_n, const Optional& grad_c_n,
     const Tensor& input, const Optional& batch_sizes, const Tensor& h_0, const Optional& c_0,
@@ -88,7 +92,7 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>, Tensor, Tensor> backward
                 ", got ", cells.sizes(), " ", cells.scalar_type());
   }
   BackwardResult r = on_rows_in_use(
-      &backward_cpu, s,
+      run, s,
       {grad_output, grad_h_n, grad_c_n.value_or(Tensor()), input, h_0, c_0.value_or(Tensor()),
        output, gates.contiguous(), cells, needs_input_grad, needs_params_grad, step_grads});
   return {r.grad_input, r.grad_h_0, r.grad_c_0, r.grad_params, r.step_grad_h, r.step_grad_c};
@@ -176,10 +180,23 @@ TORCH_LIBRARY(seqkern, m) {
   });
 }
 
-TORCH_LIBRARY_IMPL(seqkern, CPU, m) {
+template <auto run_forward, auto run_backward>
+void implement_layers(torch::Library& m) {
   for_each_cell([&](auto cell) {
-    m.impl(op(cell, "_forward").c_str(), &forward<cell.value>);
-    m.impl(op(cell, "_backward").c_str(), &backward<cell.value>);
+    m.impl(op(cell, "_forward").c_str(), &forward<cell.value, run_forward>);
+    m.impl(op(cell, "_backward").c_str(), &backward<cell.value, run_backward>);
+  });
+}
+
+TORCH_LIBRARY_IMPL(seqkern, CPU, m) {
+#if defined(SEQKERN_CUDA_HOST)
+  // A test build: the CUDA kernels, executed on the CPU.
+  implement_layers<forward_cuda, backward_cuda>(m);
+#else
+  implement_layers<forward_cpu, backward_cpu>(m);
+#endif
+  // Single steps are the CPU's alone: one step on a GPU is a layer of one step.
+  for_each_cell([&](auto cell) {
     if constexpr (cell.value == Cell::Lstm) {
       m.impl(op(cell, "_step").c_str(), &step_with_state<cell.value>);
     } else {
@@ -189,6 +206,10 @@ TORCH_LIBRARY_IMPL(seqkern, CPU, m) {
     m.impl(op(cell, "_stream_step").c_str(), &stream<cell.value>);
   });
 }
+
+#if defined(SEQKERN_WITH_CUDA) && !defined(SEQKERN_CUDA_HOST)
+TORCH_LIBRARY_IMPL(seqkern, CUDA, m) { implement_layers<forward_cuda, backward_cuda>(m); }
+#endif
 
 // Derivatives live in Python, around these operators. Called directly on tensors that require
 // grad, they say so in backward instead of returning no gradient.

@@ -1,0 +1,52 @@
+// Storage types, the type in which each is computed with, and how kernels are declared.
+#pragma once
+
+#include "cells/cell.h"
+#include "cuda/simt.h"
+
+#define SEQKERN_DEVICE __device__ __forceinline__
+
+// Parameters that stay where the launch put them, so that kernels may index into them.
+#if defined(SEQKERN_CUDA_HOST)
+#define SEQKERN_PARAMETER const
+#else
+#define SEQKERN_PARAMETER const __grid_constant__
+#endif
+
+// Applies M(type's name, type, ...) to each storage type, M(cell's name, cell, ...) to each cell.
+#define SEQKERN_FOR_TYPES(M, ...) \
+  M(f32, float, __VA_ARGS__)      \
+  M(f64, double, __VA_ARGS__)     \
+  M(bf16, bf16, __VA_ARGS__)      \
+  M(f16, f16, __VA_ARGS__)
+#define SEQKERN_FOR_CELLS(M, ...) \
+  M(lstm, Lstm, __VA_ARGS__)      \
+  M(gru, Gru, __VA_ARGS__)        \
+  M(rnn_tanh, RnnTanh, __VA_ARGS__) M(rnn_relu, RnnRelu, __VA_ARGS__)
+
+// The table [cell][type] of the kernels seqkern_CELL_name_TYPE.
+#define SEQKERN_ENTRY(type, T, cell, name) seqkern_##cell##_##name##_##type,
+#define SEQKERN_ROW(cell, C, name) {SEQKERN_FOR_TYPES(SEQKERN_ENTRY, cell, name)},
+#define SEQKERN_TABLE(name) {SEQKERN_FOR_CELLS(SEQKERN_ROW, name)}
+
+namespace seqkern::cuda {
+
+template <class T>
+using Math = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+// The cells' functions. CUDA's expf, exp and tanh are within 1 ulp, tanhf within 2 (CUDA C++
+// Programming Guide, mathematical functions appendix); no fast-math variant.
+template <class A>
+struct Functions;
+template <>
+struct Functions<float> {
+  static SEQKERN_CELL float sigmoid(float x) { return 1.f / (1.f + expf(-x)); }
+  static SEQKERN_CELL float tanh(float x) { return tanhf(x); }
+};
+template <>
+struct Functions<double> {
+  static SEQKERN_CELL double sigmoid(double x) { return 1. / (1. + exp(-x)); }
+  static SEQKERN_CELL double tanh(double x) { return ::tanh(x); }
+};
+
+}  // namespace seqkern::cuda

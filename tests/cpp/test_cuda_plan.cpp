@@ -1,0 +1,164 @@
+// The CUDA planner with the properties of real devices typed in. Exit status 1 where a plan is not
+// as it should be.
+#include <cstdio>
+#include <stdexcept>
+
+#include "cuda/block.h"
+#include "cuda/plan.h"
+#include "gpus.h"
+
+using namespace seqkern::cuda;
+using seqkern::Cell;
+
+namespace {
+
+int failures = 0;
+
+#define CHECK(condition, ...)                                         \
+  do {                                                                \
+    if (!(condition)) {                                               \
+      ++failures;                                                     \
+      std::printf("FAIL %s:%d %s: ", __FILE__, __LINE__, #condition); \
+      std::printf(__VA_ARGS__);                                       \
+      std::printf("\n");                                              \
+    }                                                                 \
+  } while (false)
+
+Problem problem(Cell cell, Type type, int64_t B, int64_t H, int directions = 1) {
+  return {cell, type, B, H, H, directions, false, false};
+}
+
+struct Expected {
+  const Gpu& gpu;
+  Problem problem;
+  Tier tier;
+};
+
+// The largest H whose W_hh a block can hold, forward and backward.
+int64_t largest_block(const Gpu& gpu, Cell cell, Type type) {
+  int64_t H = 0;
+  while (supports(Tier::Block, problem(cell, type, 4, H + 1), gpu.properties)) ++H;
+  return H;
+}
+
+}  // namespace
+
+int main() {
+  const Expected expected[] = {
+      // 4 * 64 * 64 floats are 64 KiB: with h beside them more than a T4's block may have.
+      {kT4, problem(Cell::Lstm, Type::F32, 16, 64), Tier::Grid},
+      {kA100, problem(Cell::Lstm, Type::F32, 16, 64), Tier::Block},
+      {kRtx4090, problem(Cell::Lstm, Type::F32, 16, 64), Tier::Block},
+      {kH100, problem(Cell::Lstm, Type::F32, 16, 64), Tier::Block},
+      {kT4, problem(Cell::Lstm, Type::F32, 16, 56), Tier::Block},
+      {kT4, problem(Cell::RnnTanh, Type::F32, 16, 64), Tier::Block},
+      {kA100, problem(Cell::Gru, Type::F32, 16, 96), Tier::Block},
+      {kRtx4090, problem(Cell::Gru, Type::F32, 16, 96), Tier::Grid},
+      // Double the bytes.
+      {kH100, problem(Cell::Lstm, Type::F64, 16, 64), Tier::Block},
+      {kA100, problem(Cell::Lstm, Type::F64, 16, 96), Tier::Grid},
+      // No more than kBlockThreads threads, whatever the memory.
+      {kH100, problem(Cell::RnnRelu, Type::F32, 16, 128), Tier::Block},
+      {kH100, problem(Cell::RnnRelu, Type::F32, 16, 129), Tier::Grid},
+      // Many rounds of blocks lose to products that use the whole device.
+      {kA100, problem(Cell::Lstm, Type::F32, 16384, 96), Tier::Stepwise},
+      // Blocks that share the units: each of an A100's takes 10 of 1024, 160 KiB of weights, which
+      // leaves 3 KiB for the gate gradients of 40 and the states of 10.
+      {kA100, problem(Cell::Lstm, Type::F32, 4, 1024), Tier::Grid},
+      {kA100, problem(Cell::Lstm, Type::F32, 16, 1024), Tier::Stepwise},
+      // Tensor cores: one block to H 128 or so, then many.
+      {kA100, problem(Cell::Lstm, Type::BF16, 16, 96), Tier::Mma},
+      {kA100, problem(Cell::Lstm, Type::F16, 16, 1024), Tier::Mma},
+      {kA100, problem(Cell::Gru, Type::BF16, 64, 512), Tier::Mma},
+      {kH100, problem(Cell::Lstm, Type::BF16, 16, 768), Tier::Mma},
+      {kT4, problem(Cell::Lstm, Type::F16, 16, 48), Tier::Block},
+      {kH100, problem(Cell::Lstm, Type::BF16, 4096, 1024), Tier::Stepwise},
+      {kH100, problem(Cell::Lstm, Type::F32, 16, 1024), Tier::Grid},
+      {kH100, problem(Cell::Lstm, Type::F32, 4, 2048), Tier::Stepwise},
+      // Two directions have half the blocks each.
+      {kH100, problem(Cell::Lstm, Type::F32, 16, 1024, 2), Tier::Stepwise},
+      {kH100, problem(Cell::Gru, Type::F32, 16, 512, 2), Tier::Grid},
+  };
+  for (const Expected& e : expected) {
+    const Plan plan = make_plan(e.problem, e.gpu.properties);
+    CHECK(plan.tier == e.tier, "%s cell %d type %d B %d H %d: got %s", e.gpu.name,
+          int(e.problem.cell), int(e.problem.type), int(e.problem.B), int(e.problem.H),
+          name(plan.tier));
+  }
+
+  for (const Gpu& gpu : kGpus) {
+    const DeviceProperties& d = gpu.properties;
+    for (int cell = 0; cell < seqkern::kNumCells; ++cell) {
+      for (int type = 0; type < kNumTypes; ++type) {
+        for (int64_t H : {1, 2, 3, 17, 31, 64, 100, 128, 129, 500, 4096}) {
+          for (int64_t B : {0, 1, 5, 64, 5000}) {
+            for (int directions : {1, 2}) {
+              const Problem p = problem(Cell(cell), Type(type), B, H, directions);
+              const Plan plan = make_plan(p, d);
+              CHECK(supports(plan.tier, p, d), "%s chose what it does not support", gpu.name);
+              CHECK(plan.chunk_rows >= B && plan.chunk_rows > 0, "%s chunk_rows %ld", gpu.name,
+                    long(plan.chunk_rows));
+              if (plan.tier == Tier::Block) {
+                const BlockShape shape = block_shape(p.cell, p.type, H);
+                CHECK(shape.threads % 32 == 0 && shape.threads >= H * kBlockParts &&
+                          shape.threads <= kBlockThreads,
+                      "%d threads for H %d", shape.threads, int(H));
+                CHECK(shape.shared_backward <= d.shared_per_block_optin, "%s", gpu.name);
+              }
+              if (plan.tier == Tier::Grid) {
+                const GridShape& g = plan.grid;
+                CHECK(g.blocks * directions <= d.multiprocessors, "%s: %d blocks", gpu.name,
+                      g.blocks);
+                CHECK(int64_t{g.blocks} * g.units >= H && int64_t{g.blocks - 1} * g.units < H,
+                      "%s: %d blocks of %d units for H %d", gpu.name, g.blocks, g.units, int(H));
+                CHECK(g.threads % 32 == 0, "%d threads", g.threads);
+              }
+              if (plan.tier == Tier::Mma) {
+                const MmaShape& m = plan.mma;
+                CHECK(32 * m.groups * m.splits <= kMmaThreads, "%d groups, %d splits", m.groups,
+                      m.splits);
+                CHECK(m.blocks * m.groups * kMmaUnits >= H && m.row_tiles * kMmaRows >= B,
+                      "%d blocks of %d groups for H %d", m.blocks, m.groups, int(H));
+              }
+            }
+          }
+        }
+      }
+    }
+    const int64_t lstm = largest_block(gpu, Cell::Lstm, Type::F32),
+                  gru = largest_block(gpu, Cell::Gru, Type::F32),
+                  rnn = largest_block(gpu, Cell::RnnTanh, Type::F32);
+    CHECK(lstm < gru && gru <= rnn && rnn <= kBlockThreads / kBlockParts, "%s: H up to %d %d %d",
+          gpu.name, int(lstm), int(gru), int(rnn));
+    std::printf("%s: block tier in float32 to H %d (LSTM), %d (GRU), %d (RNN)\n", gpu.name,
+                int(lstm), int(gru), int(rnn));
+    Problem projected = problem(Cell::Lstm, Type::F32, 4, 32);
+    projected.projection = true;
+    projected.K = 16;
+    CHECK(make_plan(projected, d).tier == Tier::Stepwise, "%s: projection", gpu.name);
+  }
+
+  // What tests force comes back, or is refused.
+  const Problem small = problem(Cell::Lstm, Type::F32, 4, 32);
+  force_plan("stepwise", 7);
+  CHECK(plan_for(small, kA100.properties).tier == Tier::Stepwise, "not forced");
+  CHECK(plan_for(small, kA100.properties).chunk_rows == 7, "not forced");
+  force_plan("mma", 0);
+  Problem back = small;
+  back.backward = true;
+  CHECK(plan_for(back, kA100.properties).tier == make_plan(back, kA100.properties).tier, "forced");
+  force_plan("block", 0);
+  bool refused = false;
+  try {
+    plan_for(problem(Cell::Lstm, Type::F32, 4, 512), kA100.properties);
+  } catch (const std::runtime_error&) {
+    refused = true;
+  }
+  CHECK(refused, "a block of H 512");
+  force_plan("", 0);
+  CHECK(plan_for(small, kA100.properties).tier == make_plan(small, kA100.properties).tier,
+        "still forced");
+
+  std::printf("test_cuda_plan: %d failures\n", failures);
+  return failures != 0;
+}

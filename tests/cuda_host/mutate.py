@@ -1,0 +1,326 @@
+"""Deliberate bugs in the CUDA kernels, one at a time: each must be found by a check of `make
+cuda-host`, which has to have been run before. `make cuda-mutations`; with --write the table of
+docs/cuda.md is renewed; names of mutations limit the run to these.
+
+The mutated file is compiled and linked by the build's own commands, with other paths: nothing of
+the tree or its build changes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+BUILD = next(iter(sorted(ROOT.glob("build/cmake-*-cuda-host"))), ROOT / "build")
+RUN = ROOT / "build" / "cuda-host"
+WORK = ROOT / "build" / "mutations"
+START, END = "<!-- tests/cuda_host/mutate.py writes from here -->", "<!-- to here -->"
+
+
+@dataclass
+class Mutation:
+    name: str
+    file: str  # of csrc
+    old: str  # found once
+    new: str
+    tier: str  # whose tests are run
+
+
+MUTATIONS = [
+    Mutation(
+        "a unit's gates read in reverse order",
+        "cuda/step.cu",
+        "q[g] = from_h[g * H];",
+        "q[g] = from_h[(G - 1 - g) * H];",
+        "stepwise",
+    ),
+    Mutation(
+        "one unit too many in a row",
+        "cuda/step.cu",
+        """  const auto [r, unit] = place(blocks_per_row);
+  if (r >= s.rows || unit >= a.H) return;
+  const int64_t H = a.H, row""",
+        """  const auto [r, unit] = place(blocks_per_row);
+  if (r >= s.rows || unit > a.H) return;
+  const int64_t H = a.H, row""",
+        "stepwise",
+    ),
+    Mutation(
+        "ragged: one row too many continues the step before",
+        "cuda/step.cu",
+        "chunk_row * a.K + unit] = r < s.continued",
+        "chunk_row * a.K + unit] = r <= s.continued",
+        "stepwise",
+    ),
+    Mutation(
+        "the carried gradient of c is not stored",
+        "cuda/step.cu",
+        "  if constexpr (kCarries) as<A>(a.grad_state)[r * H + unit] = grad_state;\n}",
+        "}",
+        "stepwise",
+    ),
+    Mutation(
+        "block: no barrier after h",
+        "cuda/block.cu",
+        "h[buffer * h_size + unit * kRows + part] = own_h;\n      __syncthreads();",
+        "h[buffer * h_size + unit * kRows + part] = own_h;",
+        "block",
+    ),
+    Mutation(
+        "block: no barrier between zeros and h_0",
+        "cuda/block.cu",
+        "  __syncthreads();\n  if (owner) h[unit * kRows + part] = own_h;",
+        "  if (owner) h[unit * kRows + part] = own_h;",
+        "block",
+    ),
+    Mutation(
+        "block: one buffer of h instead of two",
+        "cuda/block.cu",
+        "buffer ^= 1;\n      if (owner) h[",
+        "if (owner) h[",
+        "block",
+    ),
+    Mutation(
+        "block: another row's sums from the exchange",
+        "cuda/block.cu",
+        "__shfl_xor_sync(~0u, odd ? a : b, 1)",
+        "__shfl_xor_sync(~0u, odd ? b : a, 1)",
+        "block",
+    ),
+    Mutation(
+        "block: weights past the last column are read",
+        "cuda/block.cu",
+        "k < H ? A(to_float(as<T>(a.w_hh)[int64_t{row} * H + k])) : A(0);",
+        "A(to_float(as<T>(a.w_hh)[int64_t{row} * H + k]));",
+        "block",
+    ),
+    Mutation(
+        "ragged, block: a row takes one step too many",
+        "cuda/block.cu",
+        "      if (exists && r < s.rows) {\n#pragma unroll\n        for (int g = 0; g < G; ++g) x[g] += bias",
+        "      if (exists && r <= s.rows) {\n#pragma unroll\n        for (int g = 0; g < G; ++g) x[g] += bias",
+        "block",
+    ),
+    Mutation(
+        "grid: flag published before the block's data",
+        "cuda/grid.cu",
+        "    __syncthreads();\n    if (threadIdx.x == 0) store_release",
+        "    if (threadIdx.x == 0) store_release",
+        "grid",
+    ),
+    Mutation(
+        "grid: no barrier after the flags were seen",
+        "cuda/grid.cu",
+        "load_acquire(flags + p) >= count; });\n    }\n    __syncthreads();",
+        "load_acquire(flags + p) >= count; });\n    }",
+        "grid",
+    ),
+    Mutation(
+        "grid: waits for the step before the last",
+        "cuda/grid.cu",
+        "if (i > 0) part.wait(static_cast<uint32_t>(i));\n    for (int item",
+        "if (i > 0) part.wait(static_cast<uint32_t>(i - 1));\n    for (int item",
+        "grid",
+    ),
+    Mutation(
+        "grid: waits for a step that never comes",
+        "cuda/grid.cu",
+        "part.wait(static_cast<uint32_t>(part.steps));",
+        "part.wait(static_cast<uint32_t>(part.steps + 1));",
+        "grid",
+    ),
+    Mutation(
+        "grid: the last block's partial grad_h is dropped",
+        "cuda/grid.cu",
+        "p < blocks; p += kLanes",
+        "p < blocks - 1; p += kLanes",
+        "grid",
+    ),
+    Mutation(
+        "grid: no barrier between gate gradients and products",
+        "cuda/grid.cu",
+        "    __syncthreads();\n    A* const to = partials",
+        "    A* const to = partials",
+        "grid",
+    ),
+    Mutation(
+        "mma: no wait for the asynchronous copies",
+        "cuda/mma.cu",
+        "      cp_async_wait<0>();\n",
+        "",
+        "mma",
+    ),
+    Mutation(
+        "mma: rows of a tile in the wrong order of gates",
+        "cuda/mma.cu",
+        "const int gate = 2 * t + f % 2",
+        "const int gate = 2 * t + f / 2",
+        "mma",
+    ),
+    Mutation(
+        "mma: no barrier before h's place is used again",
+        "cuda/mma.cu",
+        "    __syncthreads();  // h has been read: its place is free\n",
+        "",
+        "mma",
+    ),
+    Mutation(
+        "mma: no barrier before the flag",
+        "cuda/mma.cu",
+        "    __syncthreads();\n    if (gridDim.x > 1 && threadIdx.x == 0) {",
+        "    if (gridDim.x > 1 && threadIdx.x == 0) {",
+        "mma",
+    ),
+]
+
+
+def shell(command: str) -> None:
+    result = subprocess.run(
+        command, shell=True, cwd=BUILD, capture_output=True, text=True, check=False
+    )
+    if result.returncode:
+        raise SystemExit(f"{command}\n{result.stdout[-3000:]}{result.stderr[-3000:]}")
+
+
+def build(mutation: Mutation, sanitizer: str) -> Path:
+    """A folder with the package, its extension made of the mutated file."""
+    source = ROOT / "csrc" / mutation.file
+    text = source.read_text()
+    if text.count(mutation.old) != 1:
+        raise SystemExit(
+            f"{mutation.name}: {mutation.file} has the text {text.count(mutation.old)} times"
+        )
+    mutated = WORK / "csrc" / mutation.file
+    mutated.parent.mkdir(parents=True, exist_ok=True)
+    mutated.write_text(text.replace(mutation.old, mutation.new))
+
+    for entry in json.loads((BUILD / "compile_commands.json").read_text()):
+        if entry["file"] == str(source) and f"seqkern_host_kernels-{sanitizer}" in entry["command"]:
+            break
+    else:
+        raise SystemExit(f"{mutation.file} is not in the build: run make cuda-host first")
+    built = re.search(r"-o (\S+)", entry["command"])[1]
+    made = WORK / "mutated.o"
+    # A local include is looked for beside the file first, and none lies there.
+    shell(
+        entry["command"]
+        .replace(f"-o {built}", f"-o {made}")
+        .replace(f"-c {source}", f"-c {mutated}")
+    )
+
+    target = "seqkern_C" if sanitizer == "none" else f"seqkern_C-{sanitizer}"
+    ninja = shutil.which("ninja", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    listed = subprocess.run(
+        [ninja, "-t", "commands", target], cwd=BUILD, capture_output=True, text=True, check=True
+    )
+    link = listed.stdout.splitlines()[-1]
+    output = re.search(r"-o (\S+)", link)[1]
+    folder = WORK / sanitizer
+    if not folder.exists():
+        shutil.copytree(RUN / "none", folder)
+    library = folder / "seqkern" / Path(output).name
+    shell(link.replace(f"-o {output}", f"-o {library}").replace(built, str(made)))
+    return folder
+
+
+def preloaded(*names: str) -> str:
+    compiler = os.environ.get("CXX", "g++")
+    return " ".join(
+        subprocess.run(
+            [compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for name in names
+    )
+
+
+def found_by(mutation: Mutation) -> str:
+    """The first check that fails, or ""."""
+    tests = ROOT / "tests" / "cuda_host" / "test_cuda_host.py"
+    stages = (
+        ("none", mutation.tier, {}, []),
+        (
+            "thread",
+            f"small_layers and {mutation.tier}",
+            {
+                "LD_PRELOAD": preloaded("libtsan.so"),
+                "TSAN_OPTIONS": "ignore_noninstrumented_modules=1 halt_on_error=1",
+            },
+            ["setarch", "-R"],
+        ),
+        (
+            "address",
+            f"(small_layers or ragged) and {mutation.tier}",
+            {
+                "LD_PRELOAD": preloaded("libasan.so", "libstdc++.so"),
+                "ASAN_OPTIONS": "detect_leaks=0",
+            },
+            [],
+        ),
+    )
+    for sanitizer, selection, environment, prefix in stages:
+        folder = build(mutation, sanitizer)
+        command = [*prefix, sys.executable, "-m", "pytest", "-q", "-x", "-rf", "--capture=sys"]
+        command += [tests, "-k", selection]
+        try:
+            result = subprocess.run(
+                command,
+                cwd=folder,
+                env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+                capture_output=True,
+                text=True,
+                timeout=300,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return "time limit"
+        output = result.stdout + result.stderr
+        if result.returncode == 0:
+            continue
+        if report := re.search(r"SUMMARY: (\w+Sanitizer: [\w -]+?) [/(]", output):
+            return report[1]
+        test = re.search(r"^FAILED \S+::(\w+)", output, re.MULTILINE)
+        why = re.search(
+            r"(cuda-host: deadlock|has other bits|error [\d.e+-]+, torch's|[Jj]acobian mismatch)",
+            output,
+        )
+        meaning = {"cu": "deadlock", "ha": "differs between schedules", "er": "tolerance"}
+        if test:
+            return test[1] + (f": {meaning.get(why[1][:2], 'gradcheck')}" if why else "")
+        # No check failed: the run itself did.
+        raise SystemExit(f"{mutation.name}: exit status {result.returncode}\n{output[-3000:]}")
+    return ""
+
+
+def main() -> None:
+    arguments = sys.argv[1:]
+    names = [a for a in arguments if a != "--write"]
+    chosen = [m for m in MUTATIONS if not names or m.name in names]
+    shutil.rmtree(WORK, ignore_errors=True)
+    rows, missed = [], []
+    for mutation in chosen:
+        check = found_by(mutation)
+        print(f"{mutation.name}: {check or 'NOT FOUND'}", flush=True)
+        rows.append(f"| {mutation.name} | `{mutation.file}` | {check} |")
+        if not check:
+            missed.append(mutation.name)
+    if "--write" in arguments and not names and not missed:
+        page = ROOT / "docs" / "cuda.md"
+        text = page.read_text()
+        begin = text.index(START) + len(START)
+        end = text.index(END, begin)
+        table = "\n".join(["| bug | in `csrc/` | first found by |", "|---|---|---|", *rows])
+        page.write_text(f"{text[:begin]}\n{table}\n{text[end:]}")
+    if missed:
+        raise SystemExit(f"{len(missed)} of {len(chosen)} mutations were not found")
+    print(f"all {len(chosen)} mutations were found")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+"""The CUDA kernels, executed on the CPU: every tier under every schedule, held to the tolerance
+rule. A schedule may not change a bit of any result."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+
+import pytest
+import torch
+from layers import CELLS, Case, check_runs, gradients
+
+from seqkern import functional, ops
+
+host = torch.ops.seqkern_cuda_host
+try:
+    TIERS = host.tiers()
+except AttributeError:
+    pytest.skip("needs a build with SEQKERN_CUDA=host: make cuda-host", allow_module_level=True)
+
+TYPES = {
+    "f32": torch.float32,
+    "f64": torch.float64,
+    "bf16": torch.bfloat16,
+    "f16": torch.float16,
+}
+# Every cell, and the projected LSTM beside them.
+KINDS = (*CELLS, "lstm_projected")
+SCHEDULES = {
+    "forward": ("forward", 0),
+    "reverse": ("reverse", 0),
+    "greedy": ("greedy", 0),
+    **{f"random {seed}": ("random", seed) for seed in (1, 2, 3)},
+}
+
+
+@contextlib.contextmanager
+def running(schedule: str, tier: str = "", chunk_rows: int = 0):
+    host.set_schedule(*SCHEDULES[schedule])
+    host.force_plan(tier, chunk_rows)
+    try:
+        yield
+    finally:
+        host.set_schedule("forward", 0)
+        host.force_plan("", 0)
+
+
+def case(kind: str, **sizes) -> Case:
+    cell = kind.removesuffix("_projected")
+    # torch has no projection to H itself: none where H is 1.
+    return Case(cell, P=sizes["H"] // 2 if cell != kind else 0, **sizes)
+
+
+def supported(tier: str, c: Case, type: str) -> bool:
+    batch = c.B if c.batch_sizes is None else c.batch_sizes[0]
+    return host.supports(tier, c.cell, type, batch, c.H, c.P or c.H, c.D, c.P > 0)
+
+
+# What each tier takes; a tier that stops doing so would no longer be tested.
+TIERS_OF_KINDS = [
+    (tier, kind) for tier in TIERS for kind in KINDS if tier == "stepwise" or kind in CELLS
+]
+TYPES_OF_TIERS = {tier: ("bf16", "f16") if tier == "mma" else tuple(TYPES) for tier in TIERS}
+TIERS_OF_TYPES = [
+    (tier, kind, type) for tier, kind in TIERS_OF_KINDS for type in TYPES_OF_TIERS[tier]
+]
+# Those with a backward pass in float64.
+EXACT_TIERS_OF_KINDS = [pair for pair in TIERS_OF_KINDS if "f64" in TYPES_OF_TIERS[pair[0]]]
+
+
+def check_schedules(c: Case, type: str, tier: str, chunk_rows: int = 0, schedules=SCHEDULES):
+    assert supported(tier, c, type)
+    contexts = {s: running(s, tier, chunk_rows) for s in schedules}
+    results = check_runs(c, TYPES[type], contexts)
+    first = next(iter(results.values()))
+    for schedule, result in results.items():
+        for name, value in result.items():
+            assert torch.equal(value, first[name]), f"{schedule}: {name} has other bits"
+
+
+@pytest.mark.parametrize("D", (1, 2))
+@pytest.mark.parametrize(("tier", "kind", "type"), TIERS_OF_TYPES)
+def test_schedules(tier, kind, type, D):
+    check_schedules(case(kind, T=4, B=5, I=3, H=9, D=D), type, tier)
+
+
+@pytest.mark.parametrize("D", (1, 2))
+@pytest.mark.parametrize(("tier", "kind", "type"), TIERS_OF_TYPES)
+def test_ragged(tier, kind, type, D):
+    """Sequences end in the middle of a tile of rows, at its edge, and one by one."""
+    for batch_sizes in ((6, 5, 5, 2, 1), (9, 8, 4, 4)):
+        c = case(kind, I=3, H=7, D=D, batch_sizes=batch_sizes)
+        check_schedules(c, type, tier, schedules=("forward", "greedy", "random 1"))
+
+
+@pytest.mark.parametrize("H", (1, 2, 8, 16, 17, 31, 33, 64, 70))
+@pytest.mark.parametrize(("tier", "kind"), TIERS_OF_KINDS)
+def test_sizes(tier, kind, H):
+    for B, T in ((1, 1), (4, 3), (9, 2)):
+        c = case(kind, T=T, B=B, I=5, H=H, bias=B != 4)
+        type = TYPES_OF_TIERS[tier][0]
+        if H <= 33 or supported(tier, c, type):
+            check_schedules(c, type, tier, schedules=("greedy", "random 1"))
+
+
+@pytest.mark.parametrize("ragged", (False, True), ids=("padded", "ragged"))
+@pytest.mark.parametrize("D", (1, 2))
+@pytest.mark.parametrize(("tier", "kind"), TIERS_OF_KINDS)
+def test_chunks(tier, kind, D, ragged):
+    """Chunks of one step, of a few, and one that the last does not fill."""
+    sizes = {"batch_sizes": (5, 5, 3, 2, 2, 1, 1)} if ragged else {"T": 7, "B": 5}
+    for chunk_rows in (5, 11):
+        c = case(kind, I=3, H=6, D=D, **sizes)
+        type = TYPES_OF_TIERS[tier][-1 if tier == "mma" else 1]
+        check_schedules(c, type, tier, chunk_rows, ("forward", "greedy", "random 2"))
+
+
+@pytest.mark.parametrize("batch_sizes", (None, (3, 2, 2, 1)), ids=("padded", "ragged"))
+@pytest.mark.parametrize("schedule", ("greedy", "random 1"))
+@pytest.mark.parametrize(("tier", "kind"), EXACT_TIERS_OF_KINDS)
+def test_gradcheck(tier, kind, schedule, batch_sizes):
+    c = case(kind, T=3, B=3, I=2, H=3, D=2, batch_sizes=batch_sizes, seed=3)
+    leaves = [t.requires_grad_() for t in c.arguments().values()]
+    with running(schedule, tier):
+        assert torch.autograd.gradcheck(lambda *t: c.call(functional, *t), leaves)
+
+
+@pytest.mark.parametrize("save", ("gates", "states"))
+@pytest.mark.parametrize(
+    ("tier", "kind"), [pair for pair in EXACT_TIERS_OF_KINDS if pair[0] != "stepwise"]
+)
+def test_step_gradients(tier, kind, save):
+    """Gradients by every h_t and c_t too are the stepwise tier's."""
+    c = case(kind, T=4, B=5, I=3, H=6, D=2, batch_sizes=(5, 4, 2, 1))
+    arguments = c.arguments()
+    input, h_0, c_0 = arguments.pop("input"), arguments.pop("h_0"), arguments.pop("c_0", None)
+    tensors = (input, c.sizes(), h_0, c_0, list(arguments.values()))
+    found = {}
+    for name in ("stepwise", tier):
+        with running("random 3", name):
+            results = ops.FORWARD[c.cell](*tensors, save)
+            ones = [torch.ones_like(t) if t.numel() else None for t in results[:3]]
+            grads = ops.BACKWARD[c.cell](
+                *ones, *tensors, results[0], *results[3:], True, True, True
+            )
+            found[name] = [*grads[:3], *grads[3], *grads[4:]]
+    for a, b in zip(*found.values(), strict=True):
+        torch.testing.assert_close(a, b)
+    assert found[tier][-2].shape == (2, 12, c.P or c.H)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_tiers_are_what_they_say(cell):
+    """The stepwise tier launches once a step, the others once a chunk."""
+    c = Case(cell, T=9, B=3, I=2, H=5)
+    launches = {}
+    for tier in TIERS:
+        arguments = c.arguments(TYPES[TYPES_OF_TIERS[tier][0]])
+        with running("forward", tier):
+            host.take_counts()
+            c.call(functional, *arguments.values())
+            launches[tier] = host.take_counts()[0]
+    assert launches == {tier: 9 if tier == "stepwise" else 1 for tier in TIERS}
+
+
+@pytest.mark.parametrize("tier", [tier for tier in TIERS if tier != "stepwise"])
+def test_unsupported_tier(tier):
+    c = Case("lstm", P=2)
+    with running("forward", tier), pytest.raises(RuntimeError, match=f"'{tier}' was forced"):
+        c.call(functional, *c.arguments(torch.float32).values())
+
+
+# Each tier as the planner chooses it on devices of several sizes.
+@pytest.mark.parametrize(
+    ("capability", "multiprocessors", "shared"),
+    [(75, 40, 64 << 10), (80, 108, 163 << 10), (89, 128, 99 << 10), (90, 132, 227 << 10)],
+)
+@pytest.mark.parametrize("type", ("f32", "bf16"))
+@pytest.mark.parametrize("cell", CELLS)
+def test_devices(cell, type, capability, multiprocessors, shared):
+    host.set_device(capability, multiprocessors, shared)
+    try:
+        check_runs(
+            Case(cell, T=3, B=3, I=4, H=20, D=2), TYPES[type], {"planned": running("random 1")}
+        )
+    finally:
+        host.set_device(0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("tier", "kind", "type"), [each for each in TIERS_OF_TYPES if each[2] in ("f32", "f16")]
+)
+def test_small_layers(tier, kind, type):
+    """What runs under the sanitizers: three blocks of a grid in each direction, the last one with
+    fewer units."""
+    # Multiples of 8 are what the mma tier copies asynchronously.
+    H = 24 if tier == "mma" else 5
+    c = case(kind, I=2, H=H, D=2, batch_sizes=(5, 4, 4, 1))
+    host.set_device(80, 6, 0)
+    try:
+        results = []
+        for schedule in ("greedy", "random 1"):
+            with running(schedule, tier):
+                arguments = c.arguments(TYPES[type])
+                results.append(gradients(lambda *t: c.call(functional, *t), arguments))
+        for name, value in results[0].items():
+            assert torch.equal(value, results[1][name]) and value.isfinite().all()
+    finally:
+        host.set_device(0, 0, 0)
+
+
+def test_nan_stays_in_its_row():
+    """Rows share tiles of tensor cores and blocks, and nothing else."""
+    for tier, cell in itertools.product(TIERS, CELLS):
+        c = Case(cell, T=3, B=6, I=2, H=5)
+        arguments = c.arguments(TYPES[TYPES_OF_TIERS[tier][0]])
+        with running("greedy", tier):
+            clean = gradients(lambda *t, c=c: c.call(functional, *t), arguments)
+            arguments["input"][1, 4] = float("nan")
+            dirty = gradients(lambda *t, c=c: c.call(functional, *t), arguments)
+        others = [0, 1, 2, 3, 5]
+        for name in ("output", "h_n", "grad_input", "grad_h_0"):
+            assert torch.equal(clean[name][:, others], dirty[name][:, others]), (tier, cell, name)
+        assert dirty["output"][1:, 4].isnan().all()

@@ -1,0 +1,188 @@
+"""Compiles every CUDA kernel for each architecture with warnings as errors, and looks at what came
+out: no spills, no local memory, tensor-core instructions where there should be some. Needs nvcc, no
+torch and no GPU. Holds the tables in docs/cuda.md to it, or writes them
+with --write."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+OUT = ROOT / "build" / "cuda-check"
+PAGE = ROOT / "docs" / "cuda.md"
+# The first of each generation, and the device that the occupancy is for.
+ARCHITECTURES = {75: "T4", 80: "A100", 90: "H100", 100: "B200", 120: "RTX 5090"}
+# Tables in the page, by name.
+BEGIN, END = "<!-- tools/cuda_check.py writes {} from here -->\n", "<!-- to here -->\n"
+# Kernels whose name has the first run on tensor cores, of architectures from the second on.
+TENSOR_CORES = ("_mma_", 80)
+
+
+@dataclass
+class Kernel:
+    registers: int = 0
+    shared: int = 0
+    local: int = 0  # bytes of stack, spill stores and spill loads
+    occupancy: str = ""
+
+
+def run(*command) -> str:
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}")
+    return done.stdout + done.stderr
+
+
+def compile_one(source: Path, arch: int) -> dict[str, Kernel]:
+    """What ptxas says of each kernel of a file; from the last run where nothing has changed."""
+    cubin = OUT / f"{source.stem}.{arch}.cubin"
+    log = cubin.with_suffix(".log")
+    included = [path for part in ("cells", "cuda") for path in (ROOT / "csrc" / part).iterdir()]
+    newest = max(path.stat().st_mtime for path in included)
+    if not log.exists() or log.stat().st_mtime < newest:
+        log.unlink(missing_ok=True)
+        text = run(
+            *("nvcc", "-std=c++20", "-O3", "-cubin", f"-arch=sm_{arch}", "-I", ROOT / "csrc"),
+            *("-Xcompiler=-Wall,-Wextra", "-Werror=all-warnings"),
+            *("-Xptxas=-v,-warn-spills,-Werror", "-o", cubin, source),
+        )
+        log.write_text(text)
+    text = log.read_text()
+    kernels = {}
+    for name, said in re.findall(
+        r"Compiling entry function '(\w+)'(.*?)(?=Compiling entry|\Z)", text, re.DOTALL
+    ):
+        number = {
+            what: sum(map(int, re.findall(rf"(\d+) (?:bytes )?{what}", said)))
+            for what in ("registers", "smem", "stack frame", "spill stores", "spill loads")
+        }
+        local = number["stack frame"] + number["spill stores"] + number["spill loads"]
+        kernels[name] = Kernel(number["registers"], number["smem"], local)
+    return kernels
+
+
+def disassemble(cubin: Path, nvdisasm: str) -> dict[str, str]:
+    """The SASS of each kernel."""
+    text = run(nvdisasm, "-c", cubin)
+    return dict(re.findall(r"\.text\.(\w+):(.*?)(?=\.text\.|\Z)", text, re.DOTALL))
+
+
+def build_program() -> Path:
+    """What C++ knows: cuda_occupancy.h and the planner."""
+    program = OUT / "occupancy"
+    sources = (ROOT / "tools/cuda_occupancy.cpp", ROOT / "csrc/cuda/plan.cpp")
+    folders = (f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests/cpp'}")
+    run(
+        "nvcc",
+        "-std=c++20",
+        "-Xcompiler=-Wno-missing-field-initializers",
+        *folders,
+        *sources,
+        "-o",
+        program,
+    )
+    return program
+
+
+def add_occupancy(found: dict[int, dict[str, Kernel]], program: Path) -> None:
+    lines = [
+        f"{name} {arch} {k.registers} {k.shared}"
+        for arch, kernels in found.items()
+        for name, k in kernels.items()
+    ]
+    done = subprocess.run(
+        [program], input="\n".join(lines), capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        sys.exit(done.stderr)
+    for line in done.stdout.splitlines():
+        name, arch, _threads, shared, warps, most = line.split()
+        kernel = found[int(arch)][name]
+        kernel.occupancy = f"{100 * int(warps) // int(most)}%"
+        kernel.shared += int(shared)
+
+
+def table(found: dict[int, dict[str, Kernel]]) -> str:
+    version = re.search(r"V([\d.]+)", run("nvcc", "--version"))[1]
+    heads = [f"sm_{arch} ({gpu})" for arch, gpu in ARCHITECTURES.items()]
+    lines = [
+        f"nvcc {version}. Registers a thread, KiB of shared memory a block, theoretical occupancy.",
+        "A block or grid kernel's shared memory is that of the largest H, a multiple of 16, that the",
+        "device has room for with 16 rows. No kernel has spills or local memory.",
+        "",
+        "| kernel | " + " | ".join(heads) + " |",
+        "|---" * (len(heads) + 1) + "|",
+    ]
+    for name in sorted(next(iter(found.values()))):
+        cells = []
+        for arch in ARCHITECTURES:
+            k = found[arch].get(name)
+            cells.append(f"{k.registers}, {k.shared / 1024:.0f}, {k.occupancy}" if k else "-")
+        lines.append(f"| `{name.removeprefix('seqkern_')}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true", help="write the tables into docs/cuda.md")
+    parser.add_argument(
+        "--nvdisasm", default=shutil.which("nvdisasm"), help="NVIDIA's disassembler"
+    )
+    options = parser.parse_args()
+    if shutil.which("nvcc") is None:
+        sys.exit("nvcc is not on the PATH")
+    if options.nvdisasm is None:
+        sys.exit("nvdisasm is not on the PATH: pip install nvidia-cuda-nvdisasm, or --nvdisasm")
+    OUT.mkdir(parents=True, exist_ok=True)
+    sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+    jobs = [(source, arch) for arch in ARCHITECTURES for source in sources]
+    found: dict[int, dict[str, Kernel]] = {arch: {} for arch in ARCHITECTURES}
+    with ThreadPoolExecutor(2) as pool:
+        for (_, arch), kernels in zip(jobs, pool.map(lambda j: compile_one(*j), jobs), strict=True):
+            found[arch] |= kernels
+    if not all(found.values()):
+        sys.exit("ptxas told of no kernel: has its output changed?")
+
+    problems = [
+        f"{name} for sm_{arch}: {k.local} bytes of stack and spills"
+        for arch, kernels in found.items()
+        for name, k in kernels.items()
+        if k.local
+    ]
+    part, first = TENSOR_CORES
+    for source, arch in jobs:
+        sass = disassemble(OUT / f"{source.stem}.{arch}.cubin", options.nvdisasm)
+        for name, code in sass.items():
+            if "LDL" in code or "STL" in code:
+                problems.append(f"{name} for sm_{arch} has local loads or stores")
+            if part in name and arch >= first and "HMMA" not in code:
+                problems.append(f"{name} for sm_{arch} has no HMMA")
+    program = build_program()
+    add_occupancy(found, program)
+
+    page = new = PAGE.read_text()
+    for name, text in (("kernels", table(found)), ("predictions", run(program, "--predict"))):
+        before, rest = new.split(BEGIN.format(name))
+        new = before + BEGIN.format(name) + text + END + rest.split(END, 1)[1]
+    if options.write:
+        PAGE.write_text(new)
+    elif new != page:
+        problems.append(
+            "docs/cuda.md's tables are not of these kernels: make cuda-check ARGS=--write"
+        )
+    count = sum(map(len, found.values()))
+    print(f"{count} kernels for {len(found)} architectures, {len(problems)} problems")
+    for problem in problems:
+        print(problem)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -136,7 +136,7 @@ $(VENV)/.built: $(VENV)/.torch $(shell find csrc -type f) CMakeLists.txt setup.p
 # The tools of developers, and the C++ tests.
 $(VENV)/.dev: $(VENV)/.built $(shell find tests/cpp -type f 2>/dev/null)
 	@echo "Building the C++ tests"
-	@SEQKERN_BUILD_TESTS=1 $(PIP) --no-build-isolation -e '.[dev]'
+	@SEQKERN_BUILD_TESTS=1 $(PIP) --no-build-isolation -e '.[dev,examples]'
 	@touch $@
 
 $(VENV)/.examples: $(VENV)/.built

@@ -1,4 +1,4 @@
-# make run, examples, test, integration, bench, lint, asan, cuda-check, cuda-build, cuda-host,
+# make run, examples, docs, test, integration, bench, lint, asan, cuda-check, cuda-build, cuda-host,
 # cuda-mutations, wheel, clean. Each sets up what it needs, once.
 
 PYTHON ?= python3
@@ -13,7 +13,7 @@ CUDA_TOOLS := .venv-cuda-tools
 PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 CPP_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: build run examples test integration bench lint format asan cells-cuda cuda-check cuda-build \
+.PHONY: build run examples docs test integration bench lint format asan cells-cuda cuda-check cuda-build \
   cuda-host cuda-mutations wheel clean
 .DELETE_ON_ERROR:
 
@@ -28,6 +28,10 @@ examples: $(VENV)/.examples
 	$(BIN)/python -m examples $(ARGS)
 
 TESTS := tests
+# build/docs/index.html; a warning is an error.
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
+
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(TESTS) $(ARGS)
 
@@ -132,12 +136,16 @@ $(VENV)/.built: $(VENV)/.torch $(shell find csrc -type f) CMakeLists.txt setup.p
 # The tools of developers, and the C++ tests.
 $(VENV)/.dev: $(VENV)/.built $(shell find tests/cpp -type f 2>/dev/null)
 	@echo "Building the C++ tests"
-	@SEQKERN_BUILD_TESTS=1 $(PIP) --no-build-isolation -e '.[dev]'
+	@SEQKERN_BUILD_TESTS=1 $(PIP) --no-build-isolation -e '.[dev,examples]'
 	@touch $@
 
 $(VENV)/.examples: $(VENV)/.built
 	@echo "Fetching the examples' data"
 	@$(PIP) --no-build-isolation -e '.[examples]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.built
+	@$(PIP) --no-build-isolation -e '.[docs]'
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.built

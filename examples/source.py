@@ -1,5 +1,6 @@
 """The standard library's own source, each character with the class of the token it belongs to."""
 
+import functools
 import io
 import random
 import sysconfig
@@ -52,6 +53,7 @@ class Source:
         return self.characters[places], self.tags[places]
 
 
+@functools.cache
 def load(files: int = 16) -> tuple[Source, Source]:
     """Modules of the standard library to train and, other ones, to test on."""
     folder = Path(sysconfig.get_paths()["stdlib"])

@@ -93,7 +93,7 @@ def draw_f1(scores: dict[str, Scores], options) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = program.start(program.parser("tagging", __doc__, 300, 150), arguments)
+    options = program.start(program.parser("tagging", __doc__, 300, 200), arguments)
     train, test = load()
     scores, training = {"each character alone": by_character(train, test)}, program.Training()
     for name, bidirectional in (("forwards", False), ("both directions", True)):
@@ -112,7 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
         training,
         "characters",
         program.Margin("accuracy in both directions", both, "each character alone", alone, 0.2),
-        program.Margin("accuracy in both directions", both, "forwards", forwards, 0.03),
+        program.Margin("accuracy in both directions", both, "forwards", forwards, 0.02),
     )
 
 

@@ -29,7 +29,7 @@ def use_cpu_capability(name: str) -> Iterator[None]:
     Raises RuntimeError for a level that is not in :func:`cpu_capabilities`.
 
     >>> with seqkern.use_cpu_capability("default"):
-    ...     output, h_n = gru(input)
+    ...     output, h_n = seqkern.GRU(3, 4)(torch.randn(5, 2, 3))
     """
     before = _C.cpu_capability()
     _C.set_cpu_capability(name)

@@ -37,7 +37,7 @@ class patch(contextlib.ContextDecorator):
     Example::
 
         with seqkern.patch():
-            model = third_party.Model()  # its nn.LSTM is a seqkern.LSTM
+            model = torch.nn.ModuleList([torch.nn.LSTM(3, 4)])  # it is a seqkern.LSTM
     """
 
     def __init__(self):

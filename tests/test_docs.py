@@ -87,6 +87,8 @@ def test_doctests(module):
     ],
 )
 def test_documentation_runs(code):
+    if "torch.onnx" in code:
+        pytest.importorskip("onnxscript")
     run(code, {"__name__": "example"})
 
 
@@ -101,3 +103,18 @@ def test_every_concept_names_an_example_that_exists():
     named = set(re.findall(r"python -m examples\.(\w+)", text))
     assert len(named) > 10
     assert {name for name in named if not (ROOT / "examples" / f"{name}.py").is_file()} == set()
+
+
+LINK = re.compile(r"\]\(([^)\s#]+)(?:#[^)]*)?\)")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.name)
+def test_links_lead_to_files(path):
+    links = [link for link in LINK.findall(path.read_text(encoding="utf-8")) if "://" not in link]
+    assert [link for link in links if not (path.parent / link).is_file()] == []
+
+
+def test_reference_has_every_public_name():
+    text = (ROOT / "docs/reference.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"^\.\. auto\w+:: (?:seqkern\.)?(\w+)", text, re.MULTILINE))
+    assert set(seqkern.__all__) - named == set()

@@ -14,4 +14,3 @@ html_title = f"seqkern {version}"
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
-nitpicky = False

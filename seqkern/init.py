@@ -1,7 +1,8 @@
 """Initial weights that help recurrent layers to learn over many steps.
 
 Each function changes a module's parameters in place and returns the module: seqkern's LSTM, GRU and RNN,
-their cells, and torch.nn's. TypeError for any other module.
+their cells, and torch.nn's. TypeError for any other module, ValueError where a parametrization or pruning
+has taken a parameter's place.
 
 Example::
 
@@ -11,7 +12,6 @@ Example::
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TypeVar
 
 import torch
@@ -66,17 +66,28 @@ def identity_(module: Recurrent, scale: float = 1.0) -> Recurrent:
         raise TypeError(
             f"module must be an RNN or RNNCell with nonlinearity='relu', got {module!r}"
         )
-    for weight in _parameters(module, "weight_hh"):
+    weights, biases = _parameters(module, "weight_hh"), _parameters(module, "bias")
+    for weight in weights:
         nn.init.eye_(weight).mul_(scale)
-    for bias in _parameters(module, "bias"):
+    for bias in biases:
         bias.zero_()
     return module
 
 
-def _parameters(module: nn.Module, prefix: str) -> Iterator[Tensor]:
+def _parameters(module: nn.Module, prefix: str) -> list[Tensor]:
     """Those of every layer and direction, or of a cell, whose name starts with prefix."""
-    if not isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+    if isinstance(module, nn.RNNBase):
+        names = module._flat_weights_names
+    elif isinstance(module, nn.RNNCellBase):
+        names = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if module.bias else [])]
+    else:
         raise TypeError(
             f"module must be an LSTM, GRU, RNN or one of their cells, got {type(module).__name__}"
         )
-    return (p for name, p in module.named_parameters(recurse=False) if name.startswith(prefix))
+    names = [name for name in names if name.startswith(prefix)]
+    for name in names:
+        if module._parameters.get(name) is None:
+            raise ValueError(
+                f"{name} must be a parameter of its own, got one computed from others: initialise first"
+            )
+    return [module._parameters[name] for name in names]

@@ -101,3 +101,15 @@ def test_identity(namespace, kind, options):
 def test_refused(function, module, error, message):
     with pytest.raises(error, match=message):
         function(module)
+
+
+@pytest.mark.parametrize(
+    "function, name", ((init.orthogonal_, "weight_hh_l0"), (init.identity_, "bias_ih_l1"))
+)
+def test_parametrized_parameters_are_refused_and_nothing_is_changed(function, name):
+    module = seqkern.RNN(3, 4, num_layers=2, nonlinearity="relu")
+    nn.utils.parametrize.register_parametrization(module, name, nn.Identity())
+    before = parameters(module)
+    with pytest.raises(ValueError, match=f"{name} must be a parameter of its own"):
+        function(module)
+    assert all(torch.equal(p, before[n]) for n, p in module.named_parameters())

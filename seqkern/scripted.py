@@ -3,7 +3,8 @@
 TorchScript cannot call the kernels through ``seqkern.functional``, so the modules' ``forward``
 branches here while it is compiled. Methods of the classes below follow torch's ``forward`` in its
 checks and in their order; the argument types are TorchScript's, hence one class for the cells with
-one state and one for LSTM. T time steps, B batch, I input size, K = projected or hidden size, H
+one state and one for LSTM. What they repeat they must: TorchScript knows an overload by its class and
+by its lines in the file, so neither a base class nor a shared function can hold it. T time steps, B batch, I input size, K = projected or hidden size, H
 hidden size, L*D layers times directions.
 """
 

@@ -142,6 +142,29 @@ def test_names_what_does_not_fit(cell):
         ops.STEP[cell](*bad)
 
 
+@pytest.mark.parametrize("missing", ("ih", "hh"))
+@pytest.mark.parametrize("B", (2, 20))
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_lone_bias_is_refused(cell, B, missing):
+    given, _ = arguments(cell, B, 3, 4)
+    given[-2 if missing == "ih" else -1] = None
+    there = "hh" if missing == "ih" else "ih"
+    with pytest.raises(RuntimeError, match=f"both biases or none, got b_{there} alone"):
+        ops.STEP[cell](*given)
+
+
+@pytest.mark.parametrize("missing", ("bias_ih", "bias_hh"))
+@pytest.mark.parametrize("name", ("LSTMCell", "GRUCell", "RNNCell"))
+def test_a_module_with_a_lone_bias(name, missing):
+    torchs = getattr(torch.nn, name)(5, 7)
+    setattr(torchs, missing, None)
+    ours = seqkern.convert(torchs)
+    x = torch.randn(3, 5)
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad):
+            torch.testing.assert_close(ours(x), torchs(x))
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_has_no_derivative_and_says_so(cell):
     given, _ = arguments(cell, 2, 3, 4)

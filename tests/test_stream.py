@@ -40,11 +40,12 @@ def test_equals_the_sequence(capability, name, library, dtype):
         input = torch.randn(6, B, 5, dtype=torch.float64)
         with torch.no_grad():
             exact, exact_state = module(input)
-            torchs, _ = seqkern.to_torch(module).to(dtype)(input.to(dtype))
+            torchs, torch_state = seqkern.to_torch(module).to(dtype)(input.to(dtype))
         stream = seqkern.Stream(copy.deepcopy(module).to(dtype))
         check(run(stream, input.to(dtype)), exact, torchs)
-        for own, state in zip(tensors(stream.state), tensors(exact_state), strict=True):
-            torch.testing.assert_close(own.double(), state, rtol=1e-4, atol=1e-5)
+        states = (tensors(s) for s in (stream.state, exact_state, torch_state))
+        for own, exact, torchs in zip(*states, strict=True):
+            check(own, exact, torchs)
 
 
 @pytest.mark.parametrize("relu", (False, True), ids=("tanh", "relu"))

@@ -14,6 +14,7 @@
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
 #include "cpu/plan.h"
+#include "ops/chunks.h"
 #include "ops/step_cpu.h"
 
 namespace seqkern::ops {
@@ -87,7 +88,7 @@ struct Run {
   const cpu::LayerKernels<T>& kernels;
   at::TensorOptions storage, compute;
   cpu::Plan plan;
-  std::vector<int64_t> bounds;  // of the chunks
+  Chunks chunks;
   ForkGuard guard;
 
   Run(const Layer& layer, const at::TensorOptions& options, int width, int panel_units,
@@ -95,44 +96,24 @@ struct Run {
       : s(layer),
         kernels(kernels_for<T>(cpu::kernels())),
         storage(options),
-        compute(options.dtype(c10::CppTypeToScalarType<T>::value)) {
-    plan = cpu::make_plan({.B = s.B,
-                           .H = s.H,
-                           .K = s.K,
-                           .gates = width,
-                           .directions = static_cast<int>(s.D),
-                           .ragged = s.ragged,
-                           .panel_units = panel_units,
-                           .element_size = sizeof(T),
-                           .min_chunk_rows = min_chunk_rows},
-                          at::get_num_threads());
-    bounds = cpu::chunk_steps(s.offsets, plan.chunk_rows);
-  }
+        compute(options.dtype(c10::CppTypeToScalarType<T>::value)),
+        plan(cpu::make_plan({.B = s.B,
+                             .H = s.H,
+                             .K = s.K,
+                             .gates = width,
+                             .directions = static_cast<int>(s.D),
+                             .ragged = s.ragged,
+                             .panel_units = panel_units,
+                             .element_size = sizeof(T),
+                             .min_chunk_rows = min_chunk_rows},
+                            at::get_num_threads())),
+        chunks(s, plan.chunk_rows) {}
 
   bool converts() const { return storage.dtype() != compute.dtype(); }
   Tensor empty(at::IntArrayRef sizes) const { return empty_pages(sizes, compute); }
   // In the arithmetic's type, contiguous; the tensor itself where it is so already.
   Tensor in_compute(const Tensor& tensor) const { return tensor.to(compute.dtype()).contiguous(); }
 
-  int64_t chunks() const { return static_cast<int64_t>(bounds.size()) - 1; }
-  int64_t max_chunk_rows() const {
-    int64_t most = 0;
-    for (int64_t i = 0; i < chunks(); ++i) {
-      most = std::max(most, s.offsets[bounds[i + 1]] - s.offsets[bounds[i]]);
-    }
-    return most;
-  }
-
-  struct Chunk {
-    int64_t begin, end;  // steps
-    int64_t row, rows;
-  };
-  // The i-th chunk in the order in which a pass takes them, from the first steps or from the last.
-  Chunk chunk(int64_t i, bool from_last) const {
-    if (from_last) i = chunks() - 1 - i;
-    const int64_t row = s.offsets[bounds[i]];
-    return {bounds[i], bounds[i + 1], row, s.offsets[bounds[i + 1]] - row};
-  }
   cpu::Steps steps(const Chunk& c, int64_t d) const {
     return {s.offsets.data(), s.T, c.begin, c.end, d == 1};
   }
@@ -225,7 +206,7 @@ ForwardResult forward(const Layer& s, const Tensor& input, const Tensor& h_0, co
     dir.w_ih = run.in_compute(s.directions[d].w_ih);
     dir.w_hh = run.in_compute(s.directions[d].w_hh);
     dir.bias = pack_bias(run, s.directions[d]);
-    if (!in_place) dir.scratch = run.empty({run.max_chunk_rows(), width});
+    if (!in_place) dir.scratch = run.empty({run.chunks.max_rows(), width});
     if (s.T == 1) {
       // Packing would take longer than the product: let it be one of the large ones.
       dir.product = run.empty({s.B, G * H});
@@ -240,11 +221,11 @@ ForwardResult forward(const Layer& s, const Tensor& input, const Tensor& h_0, co
     }
   }
 
-  for (int64_t i = 0; i < run.chunks(); ++i) {
+  for (int64_t i = 0; i < run.chunks.size(); ++i) {
     cpu::ForwardArgs<T> args[2];
     for (int64_t d = 0; d < s.D; ++d) {
       PerDirection& dir = dirs[d];
-      const auto chunk = run.chunk(i, d == 1);
+      const auto chunk = run.chunks.at(i, d == 1);
       const Tensor base = in_place ? gates[d].narrow(0, chunk.row, chunk.rows)
                                    : dir.scratch.narrow(0, 0, chunk.rows);
       Tensor product = base.narrow(1, 0, G * H);
@@ -287,7 +268,7 @@ ForwardResult forward(const Layer& s, const Tensor& input, const Tensor& h_0, co
     });
     if (save_gates && S > 0 && !in_place) {
       for (int64_t d = 0; d < s.D; ++d) {
-        const auto chunk = run.chunk(i, d == 1);
+        const auto chunk = run.chunks.at(i, d == 1);
         gates[d].narrow(0, chunk.row, chunk.rows).copy_(dirs[d].scratch.narrow(0, 0, chunk.rows));
       }
     }
@@ -380,7 +361,7 @@ BackwardResult backward(const Layer& s, const BackwardInputs& in) {
     Tensor grad_w_ih, grad_w_hh, grad_b, grad_w_hr;
   };
   std::vector<PerDirection> dirs(s.D);
-  const int64_t most = run.max_chunk_rows();
+  const int64_t most = run.chunks.max_rows();
   for (int64_t d = 0; d < s.D; ++d) {
     PerDirection& dir = dirs[d];
     dir.w_ih = run.in_compute(s.directions[d].w_ih);
@@ -393,7 +374,7 @@ BackwardResult backward(const Layer& s, const BackwardInputs& in) {
     }
     if (recompute || (run.converts() && S > 0)) dir.gates = run.empty({most, S * H});
     dir.grad_gates = run.empty({most, width});
-    if (run.chunks() > 1) dir.next = run.empty({s.B, width});
+    if (run.chunks.size() > 1) dir.next = run.empty({s.B, width});
     dir.first = run.empty({s.B, width});
     if (s.projection) {
       dir.w_hr = run.in_compute(s.directions[d].w_hr);
@@ -410,12 +391,12 @@ BackwardResult backward(const Layer& s, const BackwardInputs& in) {
     }
   }
 
-  for (int64_t i = 0; i < run.chunks(); ++i) {
+  for (int64_t i = 0; i < run.chunks.size(); ++i) {
     cpu::BackwardArgs<T> args[2];
     cpu::ActivateArgs<T> remade[2];
     for (int64_t d = 0; d < s.D; ++d) {
       PerDirection& dir = dirs[d];
-      const auto chunk = run.chunk(i, d == 0);
+      const auto chunk = run.chunks.at(i, d == 0);
       if (dir.h_prev.defined()) {
         // What each row's step began with, gathered: one product for the chunk, whatever starts in
         // it.
@@ -492,7 +473,7 @@ BackwardResult backward(const Layer& s, const BackwardInputs& in) {
 
     for (int64_t d = 0; d < s.D; ++d) {
       PerDirection& dir = dirs[d];
-      const auto chunk = run.chunk(i, d == 0);
+      const auto chunk = run.chunks.at(i, d == 0);
       const T* grad_gates = data<T>(dir.grad_gates);
       const auto rows_of = [&](int64_t t) {
         return grad_gates + (s.offsets[t] - chunk.row) * width;

@@ -7,9 +7,9 @@
 #include <algorithm>
 #include <cstring>
 
-#include "cpu/plan.h"
 #include "cuda/kernels.h"
 #include "cuda/plan.h"
+#include "ops/chunks.h"
 #include "ops/device_cuda.h"
 
 namespace seqkern::ops {
@@ -67,8 +67,8 @@ struct Run {
   cuda::Type type;
   cuda::Stream stream;
   cuda::Plan plan;
-  std::vector<int64_t> bounds;  // of the chunks
-  Tensor offsets;               // on the device, where rows are ragged
+  Chunks chunks;
+  Tensor offsets;  // on the device, where rows are ragged
 
   Run(const Layer& layer, const Tensor& input, bool backward)
       : s(layer),
@@ -76,17 +76,17 @@ struct Run {
         storage(input.options()),
         math(storage.dtype(at::toOpMathType(input.scalar_type()))),
         type(type_of(input.scalar_type())),
-        stream(current_stream(input.device())) {
-    plan = cuda::plan_for({.cell = s.cell,
-                           .type = type,
-                           .B = s.B,
-                           .H = s.H,
-                           .K = s.K,
-                           .directions = static_cast<int>(s.D),
-                           .projection = s.projection,
-                           .backward = backward},
-                          properties(input.device()));
-    bounds = cpu::chunk_steps(s.offsets, plan.chunk_rows);
+        stream(current_stream(input.device())),
+        plan(cuda::plan_for({.cell = s.cell,
+                             .type = type,
+                             .B = s.B,
+                             .H = s.H,
+                             .K = s.K,
+                             .directions = static_cast<int>(s.D),
+                             .projection = s.projection,
+                             .backward = backward},
+                            properties(input.device()))),
+        chunks(s, plan.chunk_rows) {
     if (s.ragged) {
       // From pinned memory, so that the host does not wait for the copy.
       const auto on_host = at::dtype(at::kLong).pinned_memory(input.is_cuda());
@@ -101,26 +101,6 @@ struct Run {
   Tensor stored(const Tensor& t) const { return t.to(storage.dtype()); }
   // Outputs of an operator may not alias: each absent one is a tensor of its own.
   Tensor absent() const { return empty_stored({0}); }
-
-  int64_t chunks() const { return static_cast<int64_t>(bounds.size()) - 1; }
-  int64_t max_chunk_rows() const {
-    int64_t most = 0;
-    for (int64_t i = 0; i < chunks(); ++i) {
-      most = std::max(most, s.offsets[bounds[i + 1]] - s.offsets[bounds[i]]);
-    }
-    return most;
-  }
-
-  struct Chunk {
-    int64_t begin, end;  // steps
-    int64_t row, rows;
-  };
-  // The i-th chunk in the order in which a pass takes them, from the first steps or from the last.
-  Chunk chunk(int64_t i, bool from_last) const {
-    if (from_last) i = chunks() - 1 - i;
-    const int64_t row = s.offsets[bounds[i]];
-    return {bounds[i], bounds[i + 1], row, s.offsets[bounds[i + 1]] - row};
-  }
 
   // For kernels; or with offsets that the host can read.
   cuda::Steps steps(const Chunk& c, int64_t d) const {
@@ -176,7 +156,7 @@ struct Exchange {
 
 // ---- forward ----
 
-void forward_stepwise(const Run& run, const Run::Chunk (&chunks)[2], cuda::StepForward& args,
+void forward_stepwise(const Run& run, const Chunk (&chunks)[2], cuda::StepForward& args,
                       const std::vector<Tensor>& w_hh, const std::vector<Tensor>& w_hr,
                       const Tensor& h, const Tensor& hidden, const Tensor& output,
                       const Tensor& products) {
@@ -186,7 +166,7 @@ void forward_stepwise(const Run& run, const Run::Chunk (&chunks)[2], cuda::StepF
   const int64_t most = s.D == 1 ? steps : std::max(steps, chunks[1].end - chunks[1].begin);
   for (int64_t i = 0; i < most; ++i) {
     for (int64_t d = 0; d < s.D; ++d) {
-      const Run::Chunk& c = chunks[d];
+      const Chunk& c = chunks[d];
       args.step[d] = {};
       if (i >= c.end - c.begin) continue;
       const int64_t t = d == 0 ? c.begin + i : c.end - 1 - i;
@@ -229,7 +209,7 @@ ForwardResult forward_cuda(const Layer& s, const Tensor& input, const Tensor& h_
   if (s.B > 0) {
     const bool stepwise = run.plan.tier == cuda::Tier::Stepwise;
     const Tensor bias = pack_bias(run);
-    const Tensor from_x = run.empty({s.D, run.max_chunk_rows(), G * H});
+    const Tensor from_x = run.empty({s.D, run.chunks.max_rows(), G * H});
     Tensor products, hidden;
     if (stepwise) products = run.empty({s.D, s.B, G * H});
     if (s.projection) hidden = run.empty_stored({s.D, s.B, H});
@@ -240,12 +220,12 @@ ForwardResult forward_cuda(const Layer& s, const Tensor& input, const Tensor& h_
       w_hh.push_back(dir.w_hh.contiguous().t());
       if (s.projection) w_hr.push_back(dir.w_hr.contiguous().t());
     }
-    for (int64_t i = 0; i < run.chunks(); ++i) {
-      Run::Chunk chunks[2];
+    for (int64_t i = 0; i < run.chunks.size(); ++i) {
+      Chunk chunks[2];
       cuda::StepForward args{};
       args.count = static_cast<int>(s.D);
       for (int64_t d = 0; d < s.D; ++d) {
-        const auto chunk = chunks[d] = run.chunk(i, d == 1);
+        const auto chunk = chunks[d] = run.chunks.at(i, d == 1);
         product(from_x[d].narrow(0, 0, chunk.rows), x.narrow(0, chunk.row, chunk.rows), w_ih[d]);
         if (stepwise) args.product[d] = input_data(products[d]);
         args.direction[d] = {
@@ -295,7 +275,7 @@ struct PerDirection {
   Tensor grad_w_ih, grad_w_hh, grad_b, grad_w_hr;
 };
 
-void backward_stepwise(const Run& run, const Run::Chunk (&chunks)[2], cuda::StepBackward& args,
+void backward_stepwise(const Run& run, const Chunk (&chunks)[2], cuda::StepBackward& args,
                        const std::vector<PerDirection>& dirs, const Tensor& grad_h) {
   const Layer& s = run.s;
   int64_t steps = 0;
@@ -303,7 +283,7 @@ void backward_stepwise(const Run& run, const Run::Chunk (&chunks)[2], cuda::Step
   for (int64_t j = 0; j < steps; ++j) {
     // Against the direction's own time.
     for (int64_t d = 0; d < s.D; ++d) {
-      const Run::Chunk& c = chunks[d];
+      const Chunk& c = chunks[d];
       args.step[d] = {};
       if (j < c.end - c.begin) args.step[d] = run.step(d == 0 ? c.end - 1 - j : c.begin + j, d);
     }
@@ -372,7 +352,7 @@ BackwardResult backward_cuda(const Layer& s, const BackwardInputs& in) {
   const auto rotated_back = [&](const Tensor& w) {
     return rotation == 0 ? w : at::cat({w.narrow(0, head, rotation), w.narrow(0, 0, head)});
   };
-  const int64_t most = run.max_chunk_rows();
+  const int64_t most = run.chunks.max_rows();
   const Exchange exchange(run, /*backward=*/true);
   const Tensor bias = recompute ? pack_bias(run) : Tensor();
   std::vector<PerDirection> dirs(s.D);
@@ -401,13 +381,13 @@ BackwardResult backward_cuda(const Layer& s, const BackwardInputs& in) {
     }
   }
 
-  for (int64_t i = 0; i < run.chunks(); ++i) {
-    Run::Chunk chunks[2];
+  for (int64_t i = 0; i < run.chunks.size(); ++i) {
+    Chunk chunks[2];
     cuda::StepBackward args{};
     args.count = static_cast<int>(s.D);
     for (int64_t d = 0; d < s.D; ++d) {
       PerDirection& dir = dirs[d];
-      const auto chunk = chunks[d] = run.chunk(i, d == 0);
+      const auto chunk = chunks[d] = run.chunks.at(i, d == 0);
       if (dir.h_prev.defined()) {
         cuda::launch_gather(run.type,
                             {.steps = run.steps(chunk, d),
@@ -483,7 +463,7 @@ BackwardResult backward_cuda(const Layer& s, const BackwardInputs& in) {
       const Tensor grad_rec = grad.narrow(1, 0, G * H);
       if (in.needs_input_grad) {
         // The directions come from opposite ends: the second to reach a chunk adds.
-        const int64_t other = run.chunks() - 1 - i;  // when the other direction has this chunk
+        const int64_t other = run.chunks.size() - 1 - i;  // when the other direction has this chunk
         const bool add = s.D == 2 && (d == 0 ? other < i : other <= i);
         product(grad_x.narrow(0, chunk.row, chunk.rows), grad_in, dir.w_ih, add);
       }

@@ -48,6 +48,29 @@ T* write(const Tensor& tensor) {
   return tensor.defined() ? tensor.mutable_data_ptr<T>() : nullptr;
 }
 
+// A contiguous cell: c and both biases may be undefined. Its output, its new c and its gates are
+// for the caller to name.
+template <typename T>
+cpu::StepArgs<T> cell_args(const Tensor& input, const Tensor& h, const Tensor& c,
+                           const Tensor& w_ih, const Tensor& w_hh, const Tensor& b_ih,
+                           const Tensor& b_hh) {
+  const int64_t H = h.size(1);
+  return {.B = input.size(0),
+          .I = input.size(1),
+          .H = H,
+          .x = read<T>(input),
+          .h = read<T>(h),
+          .c = read<T>(c),
+          .w_ih = read<T>(w_ih),
+          .w_hh = read<T>(w_hh),
+          .b_ih = read<T>(b_ih),
+          .b_hh = read<T>(b_hh),
+          .output = nullptr,
+          .ldo = H,
+          .c_n = nullptr,
+          .gates = nullptr};
+}
+
 template <typename T>
 ForwardResult forward_step(const Layer& s, const Tensor& input, const Tensor& h_0,
                            const Tensor& c_0, Save save) {
@@ -88,25 +111,14 @@ ForwardResult forward_step(const Layer& s, const Tensor& input, const Tensor& h_
 }
 
 template <typename T>
-StepResult step(Cell cell, int64_t B, int64_t I, int64_t H, const Tensor& input, const Tensor& h,
-                const Tensor& c, const Tensor& w_ih, const Tensor& w_hh, const Tensor& b_ih,
-                const Tensor& b_hh) {
-  const auto empty = [&] { return at::detail::empty_cpu({B, H}, input.options()); };
+StepResult step(Cell cell, const Tensor& input, const Tensor& h, const Tensor& c,
+                const Tensor& w_ih, const Tensor& w_hh, const Tensor& b_ih, const Tensor& b_hh) {
+  const auto empty = [&] { return at::detail::empty_cpu({h.size(0), h.size(1)}, input.options()); };
   StepResult r{.h = empty(), .c = c.defined() ? Tensor(empty()) : Tensor()};
-  run<T>(cell, {.B = B,
-                .I = I,
-                .H = H,
-                .x = read<T>(input),
-                .h = read<T>(h),
-                .c = read<T>(c),
-                .w_ih = read<T>(w_ih),
-                .w_hh = read<T>(w_hh),
-                .b_ih = read<T>(b_ih),
-                .b_hh = read<T>(b_hh),
-                .output = write<T>(r.h),
-                .ldo = H,
-                .c_n = write<T>(r.c),
-                .gates = nullptr});
+  auto args = cell_args<T>(input, h, c, w_ih, w_hh, b_ih, b_hh);
+  args.output = write<T>(r.h);
+  args.c_n = write<T>(r.c);
+  run<T>(cell, args);
   return r;
 }
 
@@ -127,31 +139,19 @@ template <typename T>
 void stream_step(Cell cell, const Tensor& input, const Tensor& h, const Tensor& c,
                  const Tensor& w_ih, const Tensor& w_hh, const Tensor& b_ih, const Tensor& b_hh,
                  const Tensor& output) {
-  const int64_t B = h.size(0), H = h.size(1), I = input.size(1);
+  const int64_t H = h.size(1), I = input.size(1);
   const int gates = cell_info(cell).gates;
   TORCH_CHECK(w_ih.numel() == kernels<T>().packed_gates_size(gates, H, I) &&
                   w_hh.numel() == kernels<T>().packed_gates_size(gates, H, H),
               "seqkern::", cell_info(cell).name,
               "_stream_step: w_ih and w_hh must be packed for input size ", I, " and hidden size ",
               H, ", got ", w_ih.numel(), " and ", w_hh.numel(), " elements");
-  run<T>(cell,
-         {.B = B,
-          .I = I,
-          .H = H,
-          .x = read<T>(input),
-          .h = read<T>(h),
-          .c = read<T>(c),
-          .w_ih = read<T>(w_ih),
-          .w_hh = read<T>(w_hh),
-          .b_ih = read<T>(b_ih),
-          .b_hh = read<T>(b_hh),
-          .output = write<T>(output),
-          .ldo = H,
-          .c_n = write<T>(c),
-          .gates = nullptr},
-         true);
+  auto args = cell_args<T>(input, h, c, w_ih, w_hh, b_ih, b_hh);
+  args.output = write<T>(output);
+  args.c_n = write<T>(c);
+  run<T>(cell, args, true);
   // Not in the kernel: other threads may still read h there.
-  std::memcpy(write<T>(h), read<T>(output), B * H * sizeof(T));
+  std::memcpy(write<T>(h), read<T>(output), h.numel() * sizeof(T));
 }
 
 }  // namespace
@@ -190,14 +190,17 @@ StepResult step_cpu(Cell cell, const Tensor& input, const Tensor& h, const Tenso
         (!c.defined() || plain(c, B, H)) && b_ih.defined() == b_hh.defined() &&
         (!b_ih.defined() || (plain_bias(b_ih, width) && plain_bias(b_hh, width)))) {
       if (dtype == at::kDouble) {
-        return step<double>(cell, B, I, H, input, h, c, w_ih, w_hh, b_ih, b_hh);
+        return step<double>(cell, input, h, c, w_ih, w_hh, b_ih, b_hh);
       }
-      return step<float>(cell, B, I, H, input, h, c, w_ih, w_hh, b_ih, b_hh);
+      return step<float>(cell, input, h, c, w_ih, w_hh, b_ih, b_hh);
     }
   }
   const auto optional = [](const Tensor& t) {
     return t.defined() ? std::optional(t.unsqueeze(0)) : std::nullopt;
   };
+  TORCH_CHECK(b_ih.defined() == b_hh.defined(), "seqkern::", info.name,
+              "_step: expected both biases or none, got b_", b_ih.defined() ? "ih" : "hh",
+              " alone");
   std::vector<Tensor> params{w_ih, w_hh};
   if (b_ih.defined()) params.insert(params.end(), {b_ih, b_hh});
   const Tensor x = input.unsqueeze(0), h_0 = h.unsqueeze(0);

@@ -247,13 +247,16 @@ SEQKERN_DEVICE void mma_backward(const Both<Backward>& args, const MmaMemory& m)
                   : as<float>(m.partials) + (blockIdx.z * gridDim.y + blockIdx.y) * one_set;
   const auto buffer = [&](int64_t i) { return blocks == 1 ? int64_t{0} : i % 2 * one_buffer; };
 
-  const int pairs = units * kRows;
+  // A thread's (unit, row) pairs are of one unit, as the block's threads are a multiple of `units`.
+  const int u = threadIdx.x % units, unit = first_unit + u;
+  const auto row_of = [&](int p) {
+    return static_cast<int>(threadIdx.x) / units + p * (32 / kUnits) * m.splits;
+  };
   float grad_h[kPairs] = {}, grad_state[kPairs] = {};
 #pragma unroll
   for (int p = 0; p < kPairs; ++p) {
-    const int pair = p * blockDim.x + threadIdx.x, unit = first_unit + pair % units;
-    const int64_t r = tile + pair / units;
-    if (pair < pairs && unit < H && r < a.steps.batch) {
+    const int64_t r = tile + row_of(p);
+    if (row_of(p) < kRows && unit < H && r < a.steps.batch) {
       grad_h[p] = as<float>(a.grad_h)[r * H + unit];
       if constexpr (kCarries) grad_state[p] = as<float>(a.grad_state)[r * H + unit];
     }
@@ -269,14 +272,15 @@ SEQKERN_DEVICE void mma_backward(const Both<Backward>& args, const MmaMemory& m)
       }
     }
     __syncthreads();
+    const float* from = partials + buffer(i) + blockIdx.x * one_block + threadIdx.x;
 #pragma unroll
     for (int p = 0; p < kPairs; ++p) {
-      const int pair = p * blockDim.x + threadIdx.x;
-      if (pair < pairs && first_unit + pair % units < H && pair / units < before) {
-        const float* from = partials + buffer(i) + blockIdx.x * one_block + pair;
-        float sum = 0;
-        for (int q = 0; q < blocks; ++q) sum += from[q * one_pair];
-        grad_h[p] = sum;
+      if (unit < H && row_of(p) < before) grad_h[p] = 0;
+    }
+    for (int q = 0; q < blocks; ++q, from += one_pair) {
+#pragma unroll
+      for (int p = 0; p < kPairs; ++p) {
+        if (unit < H && row_of(p) < before) grad_h[p] += from[p * blockDim.x];
       }
     }
   };
@@ -288,20 +292,19 @@ SEQKERN_DEVICE void mma_backward(const Both<Backward>& args, const MmaMemory& m)
     BackwardInput<C, T> in[kPairs];  // on its way while the flags are waited for
 #pragma unroll
     for (int p = 0; p < kPairs; ++p) {
-      const int pair = p * blockDim.x + threadIdx.x, u = pair % units, b = pair / units;
-      in[p] = pair < pairs && first_unit + u < H && b < active
-                  ? read_backward<C, T>(a, s, tile + b, s.row - base, first_unit + u)
+      in[p] = unit < H && row_of(p) < active
+                  ? read_backward<C, T>(a, s, tile + row_of(p), s.row - base, unit)
                   : BackwardInput<C, T>{};
     }
     if (i > 0) receive(i - 1);
 #pragma unroll
     for (int p = 0; p < kPairs; ++p) {
-      const int pair = p * blockDim.x + threadIdx.x, u = pair % units, b = pair / units;
-      if (pair < pairs && first_unit + u < H) {
+      const int b = row_of(p);
+      if (b < kRows && unit < H) {
         float gates[C::kGradGates] = {};
         if (b < active) {
-          backward_unit<C, T>(a, s, tile + b, s.row - base, first_unit + u, in[p], grad_h[p],
-                              grad_state[p], gates);
+          backward_unit<C, T>(a, s, tile + b, s.row - base, unit, in[p], grad_h[p], grad_state[p],
+                              gates);
         }
 #pragma unroll
         for (int g = 0; g < G; ++g) d[b * stride + g * units + u] = from_float<T>(gates[g]);
@@ -312,6 +315,7 @@ SEQKERN_DEVICE void mma_backward(const Both<Backward>& args, const MmaMemory& m)
     const T* column = d + lane / 4 * stride + 2 * (lane % 4);
     for (int t = warp; t < tiles && active > 0; t += warps) {
       float sums[kRowTiles][4] = {};
+#pragma unroll 2
       for (int j = 0; j < j_steps; ++j) {
         const uint4 v = weights[(t * j_steps + j) * 32 + lane];
         const uint32_t fragment[4] = {v.x, v.y, v.z, v.w};
@@ -341,9 +345,8 @@ SEQKERN_DEVICE void mma_backward(const Both<Backward>& args, const MmaMemory& m)
   receive(steps - 1);
 #pragma unroll
   for (int p = 0; p < kPairs; ++p) {
-    const int pair = p * blockDim.x + threadIdx.x, unit = first_unit + pair % units;
-    const int64_t r = tile + pair / units;
-    if (pair < pairs && unit < H && r < a.steps.batch) {
+    const int64_t r = tile + row_of(p);
+    if (row_of(p) < kRows && unit < H && r < a.steps.batch) {
       as<float>(a.grad_h)[r * H + unit] = grad_h[p];
       if constexpr (kCarries) as<float>(a.grad_state)[r * H + unit] = grad_state[p];
     }

@@ -6,6 +6,7 @@
 #include "cells/gru.h"
 #include "cells/lstm.h"
 #include "cells/rnn.h"
+#include "cpu/gemm.h"
 #include "cpu/layer.h"
 #include "cpu/step.h"
 
@@ -26,6 +27,10 @@ constexpr LayerKernels<T> layer_kernels() {
       packed_rows_size<T>,
       pack_gates<T>,
       pack_rows<T>,
+      gemm_packed_size<T>,
+      gemm_scratch_size<T>,
+      gemm_pack<T>,
+      gemm<T>,
       {unit_vectors(Lstm::kGates) * Simd<T>::kLanes, unit_vectors(Gru::kGates) * Simd<T>::kLanes,
        unit_vectors(RnnTanh::kGates) * Simd<T>::kLanes,
        unit_vectors(RnnRelu::kGates) * Simd<T>::kLanes},

@@ -100,6 +100,19 @@ struct StepArgs {
   T* gates;  // [B, S*H] or null
 };
 
+// c [M, N] = a b, or += where add; sums of k_block terms at most (0: as many as are fastest).
+template <typename T>
+struct GemmArgs {
+  int64_t M, N, K;
+  const T* a;  // element (i, k) at a[i * a_row + k * a_column]
+  int64_t a_row, a_column;
+  const T* b;  // packed (gemm_pack)
+  T* c;        // row stride ldc
+  int64_t ldc;
+  bool add;
+  int64_t k_block;
+};
+
 template <typename T>
 struct LayerKernels {
   // Thread `index` of `count` makes its share of the units; nobody waits.
@@ -119,6 +132,14 @@ struct LayerKernels {
   // w [k, n], its rows rotated so that row `first` comes first -> panels for d W.
   void (*pack_rows)(const T* w, int64_t ldw, int64_t k, int64_t first, int64_t n, T* packed,
                     int index, int count);
+  // The large products. b [k, n] is packed by the threads of a team together; then each makes its
+  // part of c, with a scratch of its own.
+  int64_t (*gemm_packed_size)(int64_t k, int64_t n);
+  int64_t (*gemm_scratch_size)();
+  void (*gemm_pack)(const T* b, int64_t row_stride, int64_t column_stride, int64_t k, int64_t n,
+                    T* packed, int index, int count);
+  void (*gemm)(const GemmArgs<T>&, T* scratch, int index, int count);
+
   // Hidden units in one panel of each cell, forward: no finer split of the units exists.
   int panel_units[kNumCells];
 };

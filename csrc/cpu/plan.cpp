@@ -12,6 +12,9 @@ constexpr int64_t kMinStepFlops = 32 * 1024;
 // Bytes of weights that a core multiplies in the time that it takes to start another.
 constexpr int64_t kStepBytes = 384 * 1024;
 
+// Flops of a product that a core does in the time that it takes to start another.
+constexpr int64_t kProductFlops = 1 << 20;
+
 // What a chunk's activations may take so that they are still in cache when its steps read them.
 constexpr int64_t kChunkBytes = 1 << 20;
 
@@ -43,6 +46,10 @@ int step_threads(int64_t B, int64_t I, int64_t H, int gates, int element_size,
   // The weights are read once for up to two rows; with more the arithmetic takes longer.
   const int64_t bytes = gates * H * (I + H) * element_size * ((B + 1) / 2);
   return int(std::clamp<int64_t>(bytes / kStepBytes, 1, available_threads));
+}
+
+int product_threads(int64_t M, int64_t N, int64_t K, int available_threads) {
+  return int(std::clamp<int64_t>(2 * M * N * K / kProductFlops, 1, available_threads));
 }
 
 std::vector<int64_t> chunk_steps(const std::vector<int64_t>& offsets, int64_t chunk_rows) {

@@ -27,6 +27,9 @@ struct Plan {
 int step_threads(int64_t B, int64_t I, int64_t H, int gates, int element_size,
                  int available_threads);
 
+// Threads for a product [M, K] x [K, N].
+int product_threads(int64_t M, int64_t N, int64_t K, int available_threads);
+
 Plan make_plan(const Problem& problem, int available_threads);
 
 // The boundaries 0 = t_0 < t_1 < ... < T of chunks with about chunk_rows rows each.

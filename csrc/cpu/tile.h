@@ -29,9 +29,11 @@ constexpr int k_sets(int rows, int vectors) {
   return chains >= 8 ? 1 : chains >= 4 ? 2 : 4;
 }
 
-// out [Rows, Vectors*lanes] = a [Rows, k] (row stride lda) x panel
-template <class T, int Rows, int Vectors>
-void product(T* out, const T* a, int64_t lda, const T* panel, int64_t k) {
+// Sums a [Rows, k] x panel [k, Vectors*lanes] in registers. Element (r, i) of a lies at
+// a[r * row_stride + i] or, Interleaved, at a[i * row_stride + r].
+template <class T, int Rows, int Vectors, bool Interleaved = false>
+SEQKERN_INLINE void accumulate(Vec<T> (&total)[Rows][Vectors], const T* a, int64_t row_stride,
+                               const T* panel, int64_t k) {
   using V = Vec<T>;
   constexpr int kLanes = Simd<T>::kLanes;
   constexpr int kSets = k_sets(Rows, Vectors);
@@ -43,7 +45,7 @@ void product(T* out, const T* a, int64_t lda, const T* panel, int64_t k) {
     for (int v = 0; v < Vectors; ++v) weight[v] = load<T>(w + v * kLanes);
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
-      const V x = broadcast<T>(a[r * lda + i]);
+      const V x = broadcast<T>(Interleaved ? a[i * row_stride + r] : a[r * row_stride + i]);
 #pragma GCC unroll 4
       for (int v = 0; v < Vectors; ++v) sum[set][r][v] += x * weight[v];
     }
@@ -60,10 +62,23 @@ void product(T* out, const T* a, int64_t lda, const T* panel, int64_t k) {
   for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 4
     for (int v = 0; v < Vectors; ++v) {
-      V total = sum[0][r][v];
+      total[r][v] = sum[0][r][v];
 #pragma GCC unroll 4
-      for (int set = 1; set < kSets; ++set) total += sum[set][r][v];
-      store<T>(out + (r * Vectors + v) * kLanes, total);
+      for (int set = 1; set < kSets; ++set) total[r][v] += sum[set][r][v];
+    }
+  }
+}
+
+// out [Rows, Vectors*lanes] = a [Rows, k] (row stride lda) x panel
+template <class T, int Rows, int Vectors>
+void product(T* out, const T* a, int64_t lda, const T* panel, int64_t k) {
+  Vec<T> total[Rows][Vectors];
+  accumulate<T, Rows, Vectors>(total, a, lda, panel, k);
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) {
+      store<T>(out + (r * Vectors + v) * Simd<T>::kLanes, total[r][v]);
     }
   }
 }

@@ -15,6 +15,7 @@
 #include "cpu/parallel.h"
 #include "cpu/plan.h"
 #include "ops/chunks.h"
+#include "ops/products_cpu.h"
 #include "ops/step_cpu.h"
 
 namespace seqkern::ops {
@@ -28,8 +29,8 @@ constexpr int64_t kForwardChunkRows = 512;
 // Backward's products add to the weight gradients once a chunk: read and written each time.
 constexpr int64_t kBackwardChunkRows = 512;
 
-// Keeps the matrix products on one thread in a forked child, as cpu::parallel keeps the kernels:
-// the BLAS has a thread count of its own, and the threads of the OpenMP runtime did not survive.
+// Keeps ATen's functions on one thread in a forked child, as cpu::parallel keeps the kernels: the
+// threads of the OpenMP runtime did not survive.
 class ForkGuard {
  public:
   ForkGuard() : threads_(cpu::forked() ? at::get_num_threads() : 1) {
@@ -89,6 +90,7 @@ struct Run {
   at::TensorOptions storage, compute;
   cpu::Plan plan;
   Chunks chunks;
+  Products<T> multiply;
   ForkGuard guard;
 
   Run(const Layer& layer, const at::TensorOptions& options, int width, int panel_units,
@@ -107,7 +109,8 @@ struct Run {
                              .element_size = sizeof(T),
                              .min_chunk_rows = min_chunk_rows},
                             at::get_num_threads())),
-        chunks(s, plan.chunk_rows) {}
+        chunks(s, plan.chunk_rows),
+        multiply(kernels, compute) {}
 
   bool converts() const { return storage.dtype() != compute.dtype(); }
   Tensor empty(at::IntArrayRef sizes) const { return empty_pages(sizes, compute); }
@@ -198,19 +201,20 @@ ForwardResult forward(const Layer& s, const Tensor& input, const Tensor& h_0, co
   const bool in_place = save_gates && S >= G && !run.converts();
   const int64_t width = save_gates ? std::max(G, S) * H : G * H;
   struct PerDirection {
-    Tensor w_ih, w_hh, w_hr, packed_hh, packed_hr, bias, scratch, hidden, product;
+    Factor from_x;
+    Tensor w_hh, w_hr, packed_hh, packed_hr, bias, scratch, hidden, product;
   };
   std::vector<PerDirection> dirs(s.D);
   for (int64_t d = 0; d < s.D; ++d) {
     PerDirection& dir = dirs[d];
-    dir.w_ih = run.in_compute(s.directions[d].w_ih);
+    dir.from_x.b = run.in_compute(s.directions[d].w_ih).t();
     dir.w_hh = run.in_compute(s.directions[d].w_hh);
     dir.bias = pack_bias(run, s.directions[d]);
     if (!in_place) dir.scratch = run.empty({run.chunks.max_rows(), width});
     if (s.T == 1) {
       // Packing would take longer than the product: let it be one of the large ones.
       dir.product = run.empty({s.B, G * H});
-      at::mm_out(dir.product, h0[d], dir.w_hh.t());
+      run.multiply(dir.product, h0[d], dir.w_hh.t());
     } else {
       dir.packed_hh = run.empty({table.packed_gates_size(G, H, K)});
     }
@@ -228,8 +232,12 @@ ForwardResult forward(const Layer& s, const Tensor& input, const Tensor& h_0, co
       const auto chunk = run.chunks.at(i, d == 1);
       const Tensor base = in_place ? gates[d].narrow(0, chunk.row, chunk.rows)
                                    : dir.scratch.narrow(0, 0, chunk.rows);
-      Tensor product = base.narrow(1, 0, G * H);
-      at::mm_out(product, x.narrow(0, chunk.row, chunk.rows), dir.w_ih.t());
+      const Tensor product = base.narrow(1, 0, G * H), rows = x.narrow(0, chunk.row, chunk.rows);
+      if (run.chunks.size() == 1) {
+        run.multiply(product, rows, dir.from_x.b);
+      } else {
+        run.multiply(product, rows, dir.from_x);
+      }
       args[d] = {
           .steps = run.steps(chunk, d),
           .H = H,
@@ -291,29 +299,25 @@ ForwardResult forward(const Layer& s, const Tensor& input, const Tensor& h_0, co
           cells.defined() ? cells : at::empty({0}, run.compute)};
 }
 
-// out = beta * out + a^T b, a sum over all rows of a chunk. One running sum per element over so
+// out = a^T b or out += a^T b, a sum over all rows of a chunk. One running sum per element over so
 // many terms rounds worse than torch.nn's sum of one product a step, so that a small result, which
 // costs little to add to, is made of short sums. (A large one, read and written each time, would
-// cost more; the BLAS blocks its sums itself.) With one column on either side the BLAS adds one
-// term at a time to what is there: ATen's sum is pairwise.
-void add_product_over_rows(Tensor out, const Tensor& a, const Tensor& b, bool add) {
+// cost more.) With one column on either side ATen's sum is pairwise.
+template <typename T>
+void multiply_over_rows(Run<T>& run, const Tensor& out, const Tensor& a, const Tensor& b,
+                        bool add) {
   if (a.size(1) == 1 || b.size(1) == 1) {
     const Tensor sum = at::sum(at::mul(a, b), 0).view(out.sizes());
+    Tensor to = out;
     if (add) {
-      out.add_(sum);
+      to.add_(sum);
     } else {
-      out.copy_(sum);
+      to.copy_(sum);
     }
     return;
   }
   constexpr int64_t kSmall = 1 << 15, kShort = 64;
-  const int64_t rows = a.size(0), step = out.numel() <= kSmall ? kShort : rows;
-  int64_t row = 0;
-  do {  // without rows there is still a zero to write
-    const int64_t n = std::min(step, rows - row);
-    at::addmm_out(out, out, a.narrow(0, row, n).t(), b.narrow(0, row, n), add || row > 0 ? 1 : 0);
-    row += n;
-  } while (row < rows);
+  run.multiply(out, a.t(), b, add, out.numel() <= kSmall ? kShort : 0);
 }
 
 template <typename T>
@@ -352,9 +356,10 @@ BackwardResult backward(const Layer& s, const BackwardInputs& in) {
   }
 
   struct PerDirection {
-    Tensor w_ih, w_hh, w_hr, packed_hh, packed_hr;
+    Tensor w_hh, w_hr, packed_hh, packed_hr;
+    Factor to_x, from_x, from_h;  // what makes grad_x; what the gates are made from again
     Tensor gates;  // [rows, S*H]: made again, or converted from the type they are saved in
-    Tensor x, product, bias;  // what the gates are made from again
+    Tensor x, product, bias;  // of the gates that are made again
     Tensor grad_gates;        // [rows, GG*H]
     Tensor next, first;       // [B, GG*H]: of the step after the chunk, of each row's first step
     Tensor grad_h, hidden, h_prev;
@@ -364,10 +369,12 @@ BackwardResult backward(const Layer& s, const BackwardInputs& in) {
   const int64_t most = run.chunks.max_rows();
   for (int64_t d = 0; d < s.D; ++d) {
     PerDirection& dir = dirs[d];
-    dir.w_ih = run.in_compute(s.directions[d].w_ih);
+    dir.to_x.b = run.in_compute(s.directions[d].w_ih);
     dir.w_hh = run.in_compute(s.directions[d].w_hh);
     if (s.T > 1) dir.packed_hh = run.empty({table.packed_rows_size(G * H, K)});
     if (recompute) {
+      dir.from_x.b = dir.to_x.b.t();
+      dir.from_h.b = dir.w_hh.t();
       dir.x = run.empty({most, G * H});
       dir.product = run.empty({most, G * H});
       dir.bias = pack_bias(run, s.directions[d]);
@@ -415,10 +422,10 @@ BackwardResult backward(const Layer& s, const BackwardInputs& in) {
       }
       const T* gates = nullptr;
       if (recompute) {
-        Tensor from_x = dir.x.narrow(0, 0, chunk.rows),
-               from_h = dir.product.narrow(0, 0, chunk.rows);
-        at::mm_out(from_x, x.narrow(0, chunk.row, chunk.rows), dir.w_ih.t());
-        at::mm_out(from_h, dir.h_prev.narrow(0, 0, chunk.rows), dir.w_hh.t());
+        const Tensor from_x = dir.x.narrow(0, 0, chunk.rows),
+                     from_h = dir.product.narrow(0, 0, chunk.rows);
+        run.multiply(from_x, x.narrow(0, chunk.row, chunk.rows), dir.from_x);
+        run.multiply(from_h, dir.h_prev.narrow(0, 0, chunk.rows), dir.from_h);
         remade[d] = {H,
                      chunk.rows,
                      data<T>(dir.x),
@@ -491,23 +498,22 @@ BackwardResult backward(const Layer& s, const BackwardInputs& in) {
       const Tensor grad = dir.grad_gates.narrow(0, 0, chunk.rows);
       const Tensor grad_in = grad.narrow(1, info.grad_input_offset * H, G * H);
       if (in.needs_input_grad) {
-        Tensor part = grad_x.narrow(0, chunk.row, chunk.rows);
-        at::addmm_out(part, part, grad_in, dir.w_ih, s.D == 1 ? 0 : 1);
+        run.multiply(grad_x.narrow(0, chunk.row, chunk.rows), grad_in, dir.to_x, s.D == 2);
       }
       if (in.needs_params_grad) {
-        add_product_over_rows(dir.grad_w_ih, grad_in, x.narrow(0, chunk.row, chunk.rows), i > 0);
+        multiply_over_rows(run, dir.grad_w_ih, grad_in, x.narrow(0, chunk.row, chunk.rows), i > 0);
         // The recurrent columns lie rotated against W_hh's rows: where they do, in two products.
         const Tensor h_prev = dir.h_prev.narrow(0, 0, chunk.rows);
         const auto add_product = [&](int64_t row, int64_t column, int64_t n) {
-          add_product_over_rows(dir.grad_w_hh.narrow(0, row, n), grad.narrow(1, column, n), h_prev,
-                                i > 0);
+          multiply_over_rows(run, dir.grad_w_hh.narrow(0, row, n), grad.narrow(1, column, n),
+                             h_prev, i > 0);
         };
         add_product(rotation, 0, head);
         if (rotation > 0) add_product(0, head, rotation);
         if (s.bias) dir.grad_b.add_(grad.sum(0));
         if (s.projection) {
-          add_product_over_rows(dir.grad_w_hr, dir.grad_h.narrow(0, 0, chunk.rows),
-                                dir.hidden.narrow(0, 0, chunk.rows), i > 0);
+          multiply_over_rows(run, dir.grad_w_hr, dir.grad_h.narrow(0, 0, chunk.rows),
+                             dir.hidden.narrow(0, 0, chunk.rows), i > 0);
         }
       }
     }
@@ -521,10 +527,11 @@ BackwardResult backward(const Layer& s, const BackwardInputs& in) {
   Tensor grad_h_0 = run.empty({s.D, s.B, K});
   for (int64_t d = 0; d < s.D; ++d) {
     const PerDirection& dir = dirs[d];
-    Tensor to = grad_h_0[d];
-    at::mm_out(to, dir.first.narrow(1, 0, head), dir.w_hh.narrow(0, rotation, head));
-    if (rotation > 0)
-      to.addmm_(dir.first.narrow(1, head, rotation), dir.w_hh.narrow(0, 0, rotation));
+    const Tensor to = grad_h_0[d];
+    run.multiply(to, dir.first.narrow(1, 0, head), dir.w_hh.narrow(0, rotation, head));
+    if (rotation > 0) {
+      run.multiply(to, dir.first.narrow(1, head, rotation), dir.w_hh.narrow(0, 0, rotation), true);
+    }
   }
   if (info.carries_grad_h) grad_h_0.add_(grad_state);
   out.grad_h_0 = stored(grad_h_0);

@@ -1,0 +1,208 @@
+// The large matrix products: c = a b or c += a b, row-major c, a and b either way round.
+//
+// b is packed into panels of kGemmVectors SIMD vectors of columns (the last one may have fewer),
+// [k][columns], which one team shares. a is read where it lies when its rows are contiguous; else a
+// block of it is packed by each thread. The loops, from outside: blocks of k, so that a panel's
+// block stays in the first cache; blocks of rows, so that a's stays in the second; panels; tiles.
+#pragma once
+
+#include "cpu/kernels.h"
+#include "cpu/parallel.h"
+#include "cpu/tile.h"
+
+namespace seqkern::cpu::SEQKERN_CAPABILITY {
+
+inline constexpr int kGemmVectors = kVectorBytes == 64 ? 3 : 2;
+inline constexpr int kGemmRows = max_rows(kGemmVectors);
+// Of a panel's block in the first cache, and of a's block in the second.
+inline constexpr int64_t kGemmPanelBytes = 24 << 10, kGemmBlockBytes = 256 << 10;
+
+template <class T>
+constexpr int64_t kGemmColumns = kGemmVectors * Simd<T>::kLanes;
+template <class T>
+constexpr int64_t kGemmDepth = kGemmPanelBytes / int64_t(kGemmColumns<T> * sizeof(T));
+template <class T>
+constexpr int64_t kGemmBlockRows =
+    kGemmBlockBytes / int64_t(kGemmDepth<T> * sizeof(T)) / kGemmRows * kGemmRows;
+
+// Vectors of panel p of n columns.
+template <class T>
+SEQKERN_INLINE int64_t gemm_vectors(int64_t p, int64_t n) {
+  const int64_t left = ceil_div(n, Simd<T>::kLanes) - p * kGemmVectors;
+  return left < kGemmVectors ? left : kGemmVectors;
+}
+
+template <class T>
+int64_t gemm_packed_size(int64_t k, int64_t n) {
+  return k * ceil_div(n, Simd<T>::kLanes) * Simd<T>::kLanes;
+}
+
+template <class T>
+int64_t gemm_scratch_size() {
+  return kGemmBlockRows<T> * kGemmDepth<T>;
+}
+
+template <class T>
+void gemm_pack(const T* b, int64_t row_stride, int64_t column_stride, int64_t k, int64_t n,
+               T* packed, int index, int count) {
+  const Range mine = share(ceil_div(n, kGemmColumns<T>), index, count);
+  for (int64_t p = mine.begin; p < mine.end; ++p) {
+    const int64_t first = p * kGemmColumns<T>, width = gemm_vectors<T>(p, n) * Simd<T>::kLanes,
+                  columns = n - first < width ? n - first : width;
+    T* const panel = packed + first * k;
+    if (column_stride == 1) {
+      for (int64_t i = 0; i < k; ++i) {
+        std::memcpy(panel + i * width, b + i * row_stride + first, columns * sizeof(T));
+        for (int64_t j = columns; j < width; ++j) panel[i * width + j] = 0;
+      }
+      continue;
+    }
+    // k in blocks, so that what is written stays in the first cache while b is read along it.
+    constexpr int64_t kBlock = 16;
+    for (int64_t k0 = 0; k0 < k; k0 += kBlock) {
+      const int64_t end = k - k0 < kBlock ? k : k0 + kBlock;
+      for (int64_t j = 0; j < width; ++j) {
+        const T* from = b + (first + j) * column_stride;
+        if (j < columns) {
+          for (int64_t i = k0; i < end; ++i) panel[i * width + j] = from[i * row_stride];
+        } else {
+          for (int64_t i = k0; i < end; ++i) panel[i * width + j] = 0;
+        }
+      }
+    }
+  }
+}
+
+// c [Rows, columns] = or += a x panel
+template <class T, int Rows, int Vectors, bool Interleaved>
+void gemm_tile(T* c, int64_t ldc, int64_t columns, const T* a, int64_t lda, const T* panel,
+               int64_t k, bool add) {
+  constexpr int kLanes = Simd<T>::kLanes;
+  Vec<T> total[Rows][Vectors];
+  accumulate<T, Rows, Vectors, Interleaved>(total, a, lda, panel, k);
+  if (columns == Vectors * kLanes) {
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) {
+        T* to = c + r * ldc + v * kLanes;
+        store<T>(to, add ? load<T>(to) + total[r][v] : total[r][v]);
+      }
+    }
+    return;
+  }
+  for (int r = 0; r < Rows; ++r) {
+    for (int v = 0; v < Vectors; ++v) {
+      const int64_t left = columns - v * kLanes, n = left < kLanes ? left : kLanes;
+      T* to = c + r * ldc + v * kLanes;
+      store<T>(to, add ? load<T>(to, n) + total[r][v] : total[r][v], n);
+    }
+  }
+}
+
+template <class T>
+using GemmTile = void (*)(T*, int64_t, int64_t, const T*, int64_t, const T*, int64_t, bool);
+
+template <class T, bool Interleaved, int Vectors, int Rows = kGemmRows>
+SEQKERN_INLINE GemmTile<T> gemm_tile_of_rows(int64_t rows) {
+  if constexpr (Rows == 1) {
+    return gemm_tile<T, 1, Vectors, Interleaved>;
+  } else {
+    return rows == Rows ? gemm_tile<T, Rows, Vectors, Interleaved>
+                        : gemm_tile_of_rows<T, Interleaved, Vectors, Rows - 1>(rows);
+  }
+}
+
+template <class T, bool Interleaved, int Vectors = kGemmVectors>
+SEQKERN_INLINE GemmTile<T> gemm_tile_for(int64_t rows, int64_t vectors) {
+  if constexpr (Vectors == 1) {
+    return gemm_tile_of_rows<T, Interleaved, 1>(rows);
+  } else {
+    return vectors == Vectors ? gemm_tile_of_rows<T, Interleaved, Vectors>(rows)
+                              : gemm_tile_for<T, Interleaved, Vectors - 1>(rows, vectors);
+  }
+}
+
+// How a team shares c: rows in `down` parts, panels in `across`.
+struct GemmGrid {
+  int down, across;
+};
+inline GemmGrid gemm_grid(int64_t tiles, int64_t panels, int count) {
+  GemmGrid best{count, 1};
+  int64_t least = -1;
+  for (int across = 1; across <= count; ++across) {
+    if (count % across) continue;
+    const int down = count / across;
+    const int64_t busiest = ceil_div(tiles, down) * ceil_div(panels, across);
+    if (least < 0 || busiest < least) {
+      least = busiest;
+      best = {down, across};
+    }
+  }
+  return best;
+}
+
+template <class T, bool Interleaved>
+void gemm_blocks(const GemmArgs<T>& g, Range tiles, Range panels, T* scratch) {
+  const int64_t depth = g.k_block > 0 && g.k_block < kGemmDepth<T> ? g.k_block : kGemmDepth<T>;
+  const int64_t end = tiles.end * kGemmRows < g.M ? tiles.end * kGemmRows : g.M;
+  // Without terms there is still a zero to write.
+  for (int64_t k0 = 0; k0 == 0 || k0 < g.K; k0 += depth) {
+    const int64_t k = g.K - k0 < depth ? g.K - k0 : depth;
+    const bool add = g.add || k0 > 0;
+    for (int64_t row = tiles.begin * kGemmRows; row < end; row += kGemmBlockRows<T>) {
+      const int64_t rows = end - row < kGemmBlockRows<T> ? end - row : kGemmBlockRows<T>;
+      const T* a = g.a + row * g.a_row + k0 * g.a_column;
+      if constexpr (Interleaved) {
+        // [tile][k][row of the tile]
+        for (int64_t i = 0; i < rows; i += kGemmRows) {
+          const int64_t n = rows - i < kGemmRows ? rows - i : kGemmRows;
+          T* to = scratch + i * k;
+          for (int64_t j = 0; j < k; ++j, to += kGemmRows) {
+            const T* from = a + i * g.a_row + j * g.a_column;
+            if (n == kGemmRows && g.a_row == 1) {
+              std::memcpy(to, from, kGemmRows * sizeof(T));
+            } else {
+              for (int64_t r = 0; r < n; ++r) to[r] = from[r * g.a_row];
+            }
+          }
+        }
+      }
+      for (int64_t p = panels.begin; p < panels.end; ++p) {
+        const int64_t first = p * kGemmColumns<T>, vectors = gemm_vectors<T>(p, g.N),
+                      width = vectors * Simd<T>::kLanes;
+        const int64_t columns = g.N - first < width ? g.N - first : width;
+        const T* panel = g.b + first * g.K + k0 * width;
+        T* c = g.c + row * g.ldc + first;
+        const GemmTile<T> full = gemm_tile_for<T, Interleaved>(kGemmRows, vectors);
+        for (int64_t i = 0; i < rows; i += kGemmRows) {
+          const int64_t n = rows - i < kGemmRows ? rows - i : kGemmRows;
+          const GemmTile<T> tile =
+              n == kGemmRows ? full : gemm_tile_for<T, Interleaved>(n, vectors);
+          if constexpr (Interleaved) {
+            tile(c + i * g.ldc, g.ldc, columns, scratch + i * k, kGemmRows, panel, k, add);
+          } else {
+            tile(c + i * g.ldc, g.ldc, columns, a + i * g.a_row, g.a_row, panel, k, add);
+          }
+        }
+      }
+    }
+  }
+}
+
+template <class T>
+void gemm(const GemmArgs<T>& g, T* scratch, int index, int count) {
+  const int64_t tiles = ceil_div(g.M, kGemmRows), panels = ceil_div(g.N, kGemmColumns<T>);
+  const GemmGrid grid = gemm_grid(tiles, panels, count);
+  const Range down = share(tiles, index / grid.across, grid.down),
+              across = share(panels, index % grid.across, grid.across);
+  // Rows a multiple of 4 KiB apart fall into the same sets of the first cache, each time anew.
+  const bool collide = g.a_row * sizeof(T) % 4096 == 0 && across.end - across.begin > 4;
+  if (g.a_column == 1 && !collide) {
+    gemm_blocks<T, false>(g, down, across, scratch);
+  } else {
+    gemm_blocks<T, true>(g, down, across, scratch);
+  }
+}
+
+}  // namespace seqkern::cpu::SEQKERN_CAPABILITY

@@ -1,9 +1,10 @@
 // The large matrix products: c = a b or c += a b, row-major c, a and b either way round.
 //
 // b is packed into panels of kGemmVectors SIMD vectors of columns (the last one may have fewer),
-// [k][columns], which one team shares. a is read where it lies when its rows are contiguous; else a
-// block of it is packed by each thread. The loops, from outside: blocks of k, so that a panel's
-// block stays in the first cache; blocks of rows, so that a's stays in the second; panels; tiles.
+// [k][columns], which one team shares. a is read where it lies when its rows are contiguous; else
+// each thread packs blocks of it, [tile][k][row]. The loops, from outside: slabs of k; blocks of
+// rows and groups of panels, so that the second cache holds a's block and c's, and c goes through
+// memory once a slab; blocks of k, so that a panel's block stays in the first cache; panels; tiles.
 #pragma once
 
 #include "cpu/kernels.h"
@@ -14,16 +15,17 @@ namespace seqkern::cpu::SEQKERN_CAPABILITY {
 
 inline constexpr int kGemmVectors = kVectorBytes == 64 ? 3 : 2;
 inline constexpr int kGemmRows = max_rows(kGemmVectors);
-// Of a panel's block in the first cache, and of a's block in the second.
+// Of a panel's block in the first cache; of a's block, and of c's, in the second.
 inline constexpr int64_t kGemmPanelBytes = 24 << 10, kGemmBlockBytes = 256 << 10;
 
 template <class T>
 constexpr int64_t kGemmColumns = kGemmVectors * Simd<T>::kLanes;
 template <class T>
 constexpr int64_t kGemmDepth = kGemmPanelBytes / int64_t(kGemmColumns<T> * sizeof(T));
-template <class T>
-constexpr int64_t kGemmBlockRows =
-    kGemmBlockBytes / int64_t(kGemmDepth<T> * sizeof(T)) / kGemmRows * kGemmRows;
+inline constexpr int64_t kGemmMaxRows = 512 / kGemmRows * kGemmRows;
+// Terms that a block of rows is made with before the next one's turn: with more a block would have
+// too few rows to read the panels for.
+inline constexpr int64_t kGemmSlab = 512;
 
 // Vectors of panel p of n columns.
 template <class T>
@@ -39,7 +41,7 @@ int64_t gemm_packed_size(int64_t k, int64_t n) {
 
 template <class T>
 int64_t gemm_scratch_size() {
-  return kGemmBlockRows<T> * kGemmDepth<T>;
+  return kGemmBlockBytes / sizeof(T);
 }
 
 template <class T>
@@ -142,51 +144,72 @@ inline GemmGrid gemm_grid(int64_t tiles, int64_t panels, int count) {
   return best;
 }
 
+// Up to kGemmRows rows of a as [k][row].
+template <class T>
+SEQKERN_INLINE void interleave(const T* a, int64_t row_stride, int64_t column_stride, int64_t rows,
+                               int64_t k, T* to) {
+  for (int64_t j = 0; j < k; ++j, to += kGemmRows, a += column_stride) {
+    if (rows >= kGemmRows && row_stride == 1) {
+      std::memcpy(to, a, kGemmRows * sizeof(T));
+    } else {
+      for (int64_t r = 0; r < kGemmRows && r < rows; ++r) to[r] = a[r * row_stride];
+    }
+  }
+}
+
+// Some terms of a thread's part of c.
 template <class T, bool Interleaved>
-void gemm_blocks(const GemmArgs<T>& g, Range tiles, Range panels, T* scratch) {
+void gemm_slab(const GemmArgs<T>& g, Range tiles, Range panels, Range terms, T* scratch) {
+  constexpr int64_t kElements = kGemmBlockBytes / sizeof(T);
   const int64_t depth = g.k_block > 0 && g.k_block < kGemmDepth<T> ? g.k_block : kGemmDepth<T>;
   const int64_t end = tiles.end * kGemmRows < g.M ? tiles.end * kGemmRows : g.M;
-  // Without terms there is still a zero to write.
-  for (int64_t k0 = 0; k0 == 0 || k0 < g.K; k0 += depth) {
-    const int64_t k = g.K - k0 < depth ? g.K - k0 : depth;
-    const bool add = g.add || k0 > 0;
-    for (int64_t row = tiles.begin * kGemmRows; row < end; row += kGemmBlockRows<T>) {
-      const int64_t rows = end - row < kGemmBlockRows<T> ? end - row : kGemmBlockRows<T>;
-      const T* a = g.a + row * g.a_row + k0 * g.a_column;
-      if constexpr (Interleaved) {
-        // [tile][k][row of the tile]
-        for (int64_t i = 0; i < rows; i += kGemmRows) {
-          const int64_t n = rows - i < kGemmRows ? rows - i : kGemmRows;
-          T* to = scratch + i * k;
-          for (int64_t j = 0; j < k; ++j, to += kGemmRows) {
-            const T* from = a + i * g.a_row + j * g.a_column;
-            if (n == kGemmRows && g.a_row == 1) {
-              std::memcpy(to, from, kGemmRows * sizeof(T));
+  const int64_t K = terms.end - terms.begin;
+  // Rows of a block: as many as fit; panels of a group: as many as c's block has room for.
+  const int64_t fit = kElements / (K > 0 ? K : 1), most = fit < kGemmMaxRows ? fit : kGemmMaxRows,
+                block = most / kGemmRows * kGemmRows, group = kElements / (block * kGemmColumns<T>);
+  for (int64_t row = tiles.begin * kGemmRows; row < end; row += block) {
+    const int64_t rows = end - row < block ? end - row : block;
+    const T* a = g.a + row * g.a_row + terms.begin * g.a_column;
+    if constexpr (Interleaved) {
+      for (int64_t i = 0; i < rows; i += kGemmRows) {
+        interleave(a + i * g.a_row, g.a_row, g.a_column, rows - i, K, scratch + i * K);
+      }
+    }
+    for (int64_t first = panels.begin; first < panels.end; first += group) {
+      const int64_t last = panels.end - first < group ? panels.end : first + group;
+      // Without terms there is still a zero to write.
+      for (int64_t k0 = 0; k0 == 0 || k0 < K; k0 += depth) {
+        const int64_t k = K - k0 < depth ? K - k0 : depth;
+        const bool add = g.add || terms.begin + k0 > 0;
+        for (int64_t p = first; p < last; ++p) {
+          const int64_t column = p * kGemmColumns<T>, vectors = gemm_vectors<T>(p, g.N),
+                        width = vectors * Simd<T>::kLanes;
+          const int64_t columns = g.N - column < width ? g.N - column : width;
+          const T* panel = g.b + column * g.K + (terms.begin + k0) * width;
+          T* c = g.c + row * g.ldc + column;
+          const GemmTile<T> full = gemm_tile_for<T, Interleaved>(kGemmRows, vectors);
+          for (int64_t i = 0; i < rows; i += kGemmRows) {
+            const int64_t n = rows - i;
+            const GemmTile<T> tile =
+                n >= kGemmRows ? full : gemm_tile_for<T, Interleaved>(n, vectors);
+            if constexpr (Interleaved) {
+              tile(c + i * g.ldc, g.ldc, columns, scratch + i * K + k0 * kGemmRows, kGemmRows,
+                   panel, k, add);
             } else {
-              for (int64_t r = 0; r < n; ++r) to[r] = from[r * g.a_row];
+              tile(c + i * g.ldc, g.ldc, columns, a + i * g.a_row + k0, g.a_row, panel, k, add);
             }
           }
         }
       }
-      for (int64_t p = panels.begin; p < panels.end; ++p) {
-        const int64_t first = p * kGemmColumns<T>, vectors = gemm_vectors<T>(p, g.N),
-                      width = vectors * Simd<T>::kLanes;
-        const int64_t columns = g.N - first < width ? g.N - first : width;
-        const T* panel = g.b + first * g.K + k0 * width;
-        T* c = g.c + row * g.ldc + first;
-        const GemmTile<T> full = gemm_tile_for<T, Interleaved>(kGemmRows, vectors);
-        for (int64_t i = 0; i < rows; i += kGemmRows) {
-          const int64_t n = rows - i < kGemmRows ? rows - i : kGemmRows;
-          const GemmTile<T> tile =
-              n == kGemmRows ? full : gemm_tile_for<T, Interleaved>(n, vectors);
-          if constexpr (Interleaved) {
-            tile(c + i * g.ldc, g.ldc, columns, scratch + i * k, kGemmRows, panel, k, add);
-          } else {
-            tile(c + i * g.ldc, g.ldc, columns, a + i * g.a_row, g.a_row, panel, k, add);
-          }
-        }
-      }
     }
+  }
+}
+
+template <class T, bool Interleaved>
+void gemm_slabs(const GemmArgs<T>& g, Range tiles, Range panels, T* scratch) {
+  for (int64_t k = 0; k == 0 || k < g.K; k += kGemmSlab) {
+    const Range terms{k, g.K - k < kGemmSlab ? g.K : k + kGemmSlab};
+    gemm_slab<T, Interleaved>(g, tiles, panels, terms, scratch);
   }
 }
 
@@ -199,9 +222,9 @@ void gemm(const GemmArgs<T>& g, T* scratch, int index, int count) {
   // Rows a multiple of 4 KiB apart fall into the same sets of the first cache, each time anew.
   const bool collide = g.a_row * sizeof(T) % 4096 == 0 && across.end - across.begin > 4;
   if (g.a_column == 1 && !collide) {
-    gemm_blocks<T, false>(g, down, across, scratch);
+    gemm_slabs<T, false>(g, down, across, scratch);
   } else {
-    gemm_blocks<T, true>(g, down, across, scratch);
+    gemm_slabs<T, true>(g, down, across, scratch);
   }
 }
 

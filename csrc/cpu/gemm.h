@@ -41,7 +41,34 @@ int64_t gemm_packed_size(int64_t k, int64_t n) {
 
 template <class T>
 int64_t gemm_scratch_size() {
+  static_assert(kGemmSlab * kGemmColumns<T> <= kGemmBlockBytes / int64_t(sizeof(T)));
   return kGemmBlockBytes / sizeof(T);
+}
+
+// Rows [0, k) of panel p of b [.., n].
+template <class T>
+void gemm_pack_panel(const T* b, int64_t row_stride, int64_t column_stride, int64_t k, int64_t n,
+                     int64_t p, T* panel) {
+  constexpr int kLanes = Simd<T>::kLanes;
+  const int64_t first = p * kGemmColumns<T>, width = gemm_vectors<T>(p, n) * kLanes,
+                columns = n - first < width ? n - first : width;
+  const T* from = b + first * column_stride;
+  if (column_stride == 1) {
+    for (int64_t i = 0; i < k; ++i, from += row_stride) {
+      std::memcpy(panel + i * width, from, columns * sizeof(T));
+      for (int64_t j = columns; j < width; ++j) panel[i * width + j] = 0;
+    }
+  } else if (row_stride == 1) {
+    for (int64_t j = 0; j < width; j += kLanes) {
+      pack_vector(from + j * column_stride, column_stride, columns - j, k, panel + j, width);
+    }
+  } else {
+    for (int64_t i = 0; i < k; ++i, from += row_stride) {
+      for (int64_t j = 0; j < width; ++j) {
+        panel[i * width + j] = j < columns ? from[j * column_stride] : T(0);
+      }
+    }
+  }
 }
 
 template <class T>
@@ -49,29 +76,7 @@ void gemm_pack(const T* b, int64_t row_stride, int64_t column_stride, int64_t k,
                T* packed, int index, int count) {
   const Range mine = share(ceil_div(n, kGemmColumns<T>), index, count);
   for (int64_t p = mine.begin; p < mine.end; ++p) {
-    const int64_t first = p * kGemmColumns<T>, width = gemm_vectors<T>(p, n) * Simd<T>::kLanes,
-                  columns = n - first < width ? n - first : width;
-    T* const panel = packed + first * k;
-    if (column_stride == 1) {
-      for (int64_t i = 0; i < k; ++i) {
-        std::memcpy(panel + i * width, b + i * row_stride + first, columns * sizeof(T));
-        for (int64_t j = columns; j < width; ++j) panel[i * width + j] = 0;
-      }
-      continue;
-    }
-    // k in blocks, so that what is written stays in the first cache while b is read along it.
-    constexpr int64_t kBlock = 16;
-    for (int64_t k0 = 0; k0 < k; k0 += kBlock) {
-      const int64_t end = k - k0 < kBlock ? k : k0 + kBlock;
-      for (int64_t j = 0; j < width; ++j) {
-        const T* from = b + (first + j) * column_stride;
-        if (j < columns) {
-          for (int64_t i = k0; i < end; ++i) panel[i * width + j] = from[i * row_stride];
-        } else {
-          for (int64_t i = k0; i < end; ++i) panel[i * width + j] = 0;
-        }
-      }
-    }
+    gemm_pack_panel(b, row_stride, column_stride, k, n, p, packed + p * kGemmColumns<T> * k);
   }
 }
 
@@ -185,7 +190,7 @@ void gemm_slab(const GemmArgs<T>& g, Range tiles, Range panels, Range terms, T* 
           const int64_t column = p * kGemmColumns<T>, vectors = gemm_vectors<T>(p, g.N),
                         width = vectors * Simd<T>::kLanes;
           const int64_t columns = g.N - column < width ? g.N - column : width;
-          const T* panel = g.b + column * g.K + (terms.begin + k0) * width;
+          const T* panel = g.packed + column * g.K + (terms.begin + k0) * width;
           T* c = g.c + row * g.ldc + column;
           const GemmTile<T> full = gemm_tile_for<T, Interleaved>(kGemmRows, vectors);
           for (int64_t i = 0; i < rows; i += kGemmRows) {
@@ -213,6 +218,29 @@ void gemm_slabs(const GemmArgs<T>& g, Range tiles, Range panels, T* scratch) {
   }
 }
 
+// For few rows: packs no more of b than one slab of a panel, just before it is read.
+template <class T>
+void gemm_few_rows(const GemmArgs<T>& g, Range tiles, Range panels, T* scratch) {
+  const int64_t begin = tiles.begin * kGemmRows,
+                end = tiles.end * kGemmRows < g.M ? tiles.end * kGemmRows : g.M;
+  const int64_t slab = g.k_block > 0 && g.k_block < kGemmSlab ? g.k_block : kGemmSlab;
+  for (int64_t p = panels.begin; p < panels.end; ++p) {
+    const int64_t column = p * kGemmColumns<T>, vectors = gemm_vectors<T>(p, g.N),
+                  width = vectors * Simd<T>::kLanes,
+                  columns = g.N - column < width ? g.N - column : width;
+    for (int64_t k0 = 0; k0 == 0 || k0 < g.K; k0 += slab) {
+      const int64_t k = g.K - k0 < slab ? g.K - k0 : slab;
+      gemm_pack_panel(g.b + k0 * g.b_row, g.b_row, g.b_column, k, g.N, p, scratch);
+      for (int64_t row = begin, n; row < end; row += n) {
+        n = end - row < kGemmRows ? end - row : kGemmRows;
+        gemm_tile_for<T, false>(n, vectors)(g.c + row * g.ldc + column, g.ldc, columns,
+                                            g.a + row * g.a_row + k0, g.a_row, scratch, k,
+                                            g.add || k0 > 0);
+      }
+    }
+  }
+}
+
 template <class T>
 void gemm(const GemmArgs<T>& g, T* scratch, int index, int count) {
   const int64_t tiles = ceil_div(g.M, kGemmRows), panels = ceil_div(g.N, kGemmColumns<T>);
@@ -221,7 +249,9 @@ void gemm(const GemmArgs<T>& g, T* scratch, int index, int count) {
               across = share(panels, index % grid.across, grid.across);
   // Rows a multiple of 4 KiB apart fall into the same sets of the first cache, each time anew.
   const bool collide = g.a_row * sizeof(T) % 4096 == 0 && across.end - across.begin > 4;
-  if (g.a_column == 1 && !collide) {
+  if (!g.packed) {
+    gemm_few_rows(g, down, across, scratch);
+  } else if (g.a_column == 1 && !collide) {
     gemm_slabs<T, false>(g, down, across, scratch);
   } else {
     gemm_slabs<T, true>(g, down, across, scratch);

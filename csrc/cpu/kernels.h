@@ -106,8 +106,10 @@ struct GemmArgs {
   int64_t M, N, K;
   const T* a;  // element (i, k) at a[i * a_row + k * a_column]
   int64_t a_row, a_column;
-  const T* b;  // packed (gemm_pack)
-  T* c;        // row stride ldc
+  const T* b;  // element (k, j) at b[k * b_row + j * b_column]
+  int64_t b_row, b_column;
+  const T* packed;  // b by gemm_pack; null for few rows of a, which must be contiguous
+  T* c;             // row stride ldc
   int64_t ldc;
   bool add;
   int64_t k_block;

@@ -116,32 +116,40 @@ SEQKERN_INLINE int64_t panel_size(int gates, int64_t k) {
   return k * panel_vectors(gates) * Simd<T>::kLanes;
 }
 
+// One vector of columns of a panel: lane j of to[i * width] is element i of the j-th row of w
+// [rows, k] (row stride ldw), or zero past its last row.
+template <class T>
+SEQKERN_INLINE void pack_vector(const T* w, int64_t ldw, int64_t rows, int64_t k, T* to,
+                                int64_t width) {
+  constexpr int kLanes = Simd<T>::kLanes;
+  int64_t i = 0;
+  if (rows >= kLanes) {
+    for (; i + kLanes <= k; i += kLanes) {
+      Vec<T> square[kLanes];
+#pragma GCC unroll 16
+      for (int j = 0; j < kLanes; ++j) square[j] = load<T>(w + j * ldw + i);
+      transpose<T>(square);
+#pragma GCC unroll 16
+      for (int j = 0; j < kLanes; ++j) store<T>(to + (i + j) * width, square[j]);
+    }
+  }
+  for (; i < k; ++i) {
+    for (int j = 0; j < kLanes; ++j) to[i * width + j] = j < rows ? w[j * ldw + i] : T(0);
+  }
+}
+
 template <class T>
 void pack_gates(const T* w, int64_t ldw, int gates, int64_t units, int64_t k, T* packed, int index,
                 int count) {
   constexpr int kLanes = Simd<T>::kLanes;
-  // k in blocks, so that the block's destination stays in the first cache while the weights are
-  // read along their rows.
-  constexpr int64_t kBlock = 16;
   const int vectors = panel_vectors(gates);
-  const int64_t width = vectors * kLanes;
   const Range mine = share(num_panels<T>(gates, units), index, count);
   for (int64_t p = mine.begin; p < mine.end; ++p) {
     T* panel = packed + p * panel_size<T>(gates, k);
-    for (int64_t k0 = 0; k0 < k; k0 += kBlock) {
-      const int64_t n = k - k0 < kBlock ? k - k0 : kBlock;
-      for (int v = 0; v < vectors; ++v) {
-        const int64_t gate = v % gates, first = (p * (vectors / gates) + v / gates) * kLanes;
-        for (int lane = 0; lane < kLanes; ++lane) {
-          T* to = panel + k0 * width + v * kLanes + lane;
-          if (first + lane < units) {
-            const T* from = w + (gate * units + first + lane) * ldw + k0;
-            for (int64_t i = 0; i < n; ++i) to[i * width] = from[i];
-          } else {
-            for (int64_t i = 0; i < n; ++i) to[i * width] = 0;
-          }
-        }
-      }
+    for (int v = 0; v < vectors; ++v) {
+      const int64_t gate = v % gates, first = (p * (vectors / gates) + v / gates) * kLanes;
+      pack_vector(w + (gate * units + first) * ldw, ldw, units - first, k, panel + v * kLanes,
+                  int64_t(vectors) * kLanes);
     }
   }
 }

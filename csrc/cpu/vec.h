@@ -13,6 +13,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #ifndef SEQKERN_CAPABILITY
 #error "compile with -DSEQKERN_CAPABILITY=DEFAULT, AVX2 or AVX512"
@@ -123,6 +124,29 @@ SEQKERN_INLINE void store(T* p, Vec<T> v, int64_t n) {
   alignas(kVectorBytes) T lanes[Simd<T>::kLanes];
   store<T>(lanes, v);
   for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
+}
+
+// Transposes the square of lanes that the vectors are, by exchanging blocks of 1, 2, 4, ... lanes.
+template <class T>
+SEQKERN_INLINE void transpose(Vec<T> (&row)[Simd<T>::kLanes]) {
+  constexpr int kLanes = Simd<T>::kLanes;
+  const auto exchange = [&]<int Block, int... Lane>(
+                            std::integral_constant<int, Block>,
+                            std::integer_sequence<int, Lane...>) __attribute__((always_inline)) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) {
+      if (i & Block) continue;
+      const Vec<T> a = row[i], b = row[i + Block];
+      row[i] = __builtin_shufflevector(a, b, (Lane & Block ? kLanes + Lane - Block : Lane)...);
+      row[i + Block] =
+          __builtin_shufflevector(a, b, (Lane & Block ? kLanes + Lane : Lane + Block)...);
+    }
+  };
+  constexpr std::make_integer_sequence<int, kLanes> kAll;
+  exchange(std::integral_constant<int, 1>(), kAll);
+  if constexpr (kLanes > 2) exchange(std::integral_constant<int, 2>(), kAll);
+  if constexpr (kLanes > 4) exchange(std::integral_constant<int, 4>(), kAll);
+  if constexpr (kLanes > 8) exchange(std::integral_constant<int, 8>(), kAll);
 }
 
 template <class T>

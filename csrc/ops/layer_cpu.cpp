@@ -233,11 +233,7 @@ ForwardResult forward(const Layer& s, const Tensor& input, const Tensor& h_0, co
       const Tensor base = in_place ? gates[d].narrow(0, chunk.row, chunk.rows)
                                    : dir.scratch.narrow(0, 0, chunk.rows);
       const Tensor product = base.narrow(1, 0, G * H), rows = x.narrow(0, chunk.row, chunk.rows);
-      if (run.chunks.size() == 1) {
-        run.multiply(product, rows, dir.from_x.b);
-      } else {
-        run.multiply(product, rows, dir.from_x);
-      }
+      run.multiply(product, rows, dir.from_x);
       args[d] = {
           .steps = run.steps(chunk, d),
           .H = H,

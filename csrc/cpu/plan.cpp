@@ -10,7 +10,7 @@ namespace {
 constexpr int64_t kMinStepFlops = 32 * 1024;
 
 // Bytes of weights that a core multiplies in the time that it takes to start another.
-constexpr int64_t kStepBytes = 384 * 1024;
+constexpr int64_t kStepBytes = 192 * 1024;
 
 // Flops of a product that a core does in the time that it takes to start another.
 constexpr int64_t kProductFlops = 1 << 20;

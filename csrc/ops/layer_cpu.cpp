@@ -332,6 +332,7 @@ BackwardResult backward(const Layer& s, const BackwardInputs& in) {
   const Tensor x = run.in_compute(in.input).view({s.R, s.I});
   const Tensor h0 = run.in_compute(in.h_0), grad_h_n = run.in_compute(in.grad_h_n);
   const Tensor output = run.in_compute(in.output), grad_output = run.in_compute(in.grad_output);
+  const Tensor output_rows = output.view({s.R, s.D * K});
   Tensor c0, cells, grad_state, step_grad_h, step_grad_c;
   if (info.has_cell_state) {
     c0 = run.in_compute(in.c_0);
@@ -385,7 +386,8 @@ BackwardResult backward(const Layer& s, const BackwardInputs& in) {
       dir.grad_h = run.empty({most, K});
       dir.hidden = run.empty({most, H});
     }
-    if (in.needs_params_grad || recompute) dir.h_prev = run.empty({most, K});
+    // Padded, the product reads h_{t-1} where it lies, in the output.
+    if (recompute || (in.needs_params_grad && s.ragged)) dir.h_prev = run.empty({most, K});
     if (in.needs_params_grad) {
       dir.grad_w_ih = run.empty({G * H, s.I});
       dir.grad_w_hh = run.empty({G * H, K});
@@ -499,13 +501,32 @@ BackwardResult backward(const Layer& s, const BackwardInputs& in) {
       if (in.needs_params_grad) {
         multiply_over_rows(run, dir.grad_w_ih, grad_in, x.narrow(0, chunk.row, chunk.rows), i > 0);
         // The recurrent columns lie rotated against W_hh's rows: where they do, in two products.
-        const Tensor h_prev = dir.h_prev.narrow(0, 0, chunk.rows);
-        const auto add_product = [&](int64_t row, int64_t column, int64_t n) {
-          multiply_over_rows(run, dir.grad_w_hh.narrow(0, row, n), grad.narrow(1, column, n),
-                             h_prev, i > 0);
+        const auto add_recurrent = [&](const Tensor& grad, const Tensor& h_prev, bool add) {
+          const auto add_product = [&](int64_t row, int64_t column, int64_t n) {
+            multiply_over_rows(run, dir.grad_w_hh.narrow(0, row, n), grad.narrow(1, column, n),
+                               h_prev, add);
+          };
+          add_product(rotation, 0, head);
+          if (rotation > 0) add_product(0, head, rotation);
         };
-        add_product(rotation, 0, head);
-        if (rotation > 0) add_product(0, head, rotation);
+        if (dir.h_prev.defined()) {
+          add_recurrent(grad, dir.h_prev.narrow(0, 0, chunk.rows), i > 0);
+        } else {
+          // The direction's first step begins with h_0, every other one with the step before it.
+          const int64_t first = d == 0 ? 0 : s.T - 1;
+          const bool begins = chunk.begin <= first && first < chunk.end;
+          const int64_t from = chunk.begin + (begins && d == 0),
+                        n = chunk.end - chunk.begin - begins;
+          if (begins) {
+            add_recurrent(grad.narrow(0, first * s.B - chunk.row, s.B), h0[d], i > 0);
+          }
+          if (n > 0) {
+            const int64_t before = d == 0 ? from - 1 : from + 1;
+            add_recurrent(grad.narrow(0, from * s.B - chunk.row, n * s.B),
+                          output_rows.narrow(0, before * s.B, n * s.B).narrow(1, d * K, K),
+                          i > 0 || begins);
+          }
+        }
         if (s.bias) dir.grad_b.add_(grad.sum(0));
         if (s.projection) {
           multiply_over_rows(run, dir.grad_w_hr, dir.grad_h.narrow(0, 0, chunk.rows),

@@ -86,8 +86,8 @@ cuda-build: $(CUDA_VENV)/.torch
 	  tests/test_cuda_build.py tests/test_plan.py tests/test_reference.py tests/test_functional.py \
 	  $(ARGS)
 
-# The CUDA kernels executed on the CPU by tests/cuda_host, no GPU and no nvcc: the kernel tests, each
-# tier under each schedule, and small layers under AddressSanitizer and ThreadSanitizer. Each build
+# The CUDA kernels executed on the CPU by tests/cuda_host, no GPU and no nvcc: the tests of kernels
+# and of single steps, each tier under each schedule, and small layers under AddressSanitizer and ThreadSanitizer. Each build
 # is a folder to run from, as that finds its seqkern first.
 CUDA_HOST := build/cuda-host
 CUDA_HOST_RUN = cd $(CUDA_HOST)/$(1) && OMP_NUM_THREADS=1 $(2) $(CURDIR)/$(BIN)/python -m pytest -q
@@ -102,7 +102,8 @@ cuda-host: $(VENV)/.dev
 	set -e; for sanitizer in address thread; do \
 	  rm -rf $(CUDA_HOST)/$$sanitizer; cp -r $(CUDA_HOST)/none $(CUDA_HOST)/$$sanitizer; \
 	  cp build/cmake-*-cuda-host/$$sanitizer/_C.* $(CUDA_HOST)/$$sanitizer/seqkern/; done
-	$(call CUDA_HOST_RUN,none) $(CUDA_HOST_TESTS) $(CURDIR)/tests/test_kernels.py -k "not avx" $(ARGS)
+	$(call CUDA_HOST_RUN,none) $(CUDA_HOST_TESTS) $(addprefix $(CURDIR)/tests/test_,kernels.py step.py stream.py) \
+	  -k "not avx" $(ARGS)
 	$(call CUDA_HOST_RUN,address,$(CUDA_HOST_ASAN)) --capture=sys $(CUDA_HOST_TESTS)/test_cuda_host.py \
 	  -k "small_layers or ragged or nan"
 	$(call CUDA_HOST_RUN,thread,$(CUDA_HOST_TSAN)) --capture=sys $(CUDA_HOST_TESTS)/test_cuda_host.py -k small_layers

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from seqkern.modules import _CELLS
-from seqkern.ops import PACK, STREAM_STEP
+from seqkern.ops import CUDA_KERNELS, PACK, STREAM_STEP
 
 __all__ = ["Stream"]
 
@@ -35,11 +35,12 @@ class Stream:
 
     ``Stream(module)`` takes an LSTM, GRU or RNN of seqkern's or torch.nn's, of any number of
     layers, or a cell. It packs a copy of the weights for the kernels once; ``pack()`` does so
-    again after they have changed. Steps compute as in eval mode and without gradients, and after
-    the first one nothing is allocated.
+    again after they have changed or moved. Steps compute as in eval mode and without gradients, and
+    after the first one nothing is allocated (on CUDA: nothing that stays).
 
-    CPU, float32 and float64. ValueError for a bidirectional module, a projection, another dtype or
-    another device; TypeError for other modules.
+    float32 and float64, on the CPU and, where the build has kernels for them, on CUDA devices; the
+    state is on the weights' device. ValueError for a bidirectional module, a projection, another
+    dtype or another device; TypeError for other modules.
 
     Example::
 
@@ -204,9 +205,13 @@ def _weights(module: nn.Module):
         suffixes = [""]
     for suffix in suffixes:
         w_ih, w_hh = (getattr(module, f"weight_{n}{suffix}").detach() for n in ("ih", "hh"))
-        if not w_ih.is_cpu or w_ih.dtype not in (torch.float32, torch.float64):
+        has_kernels = w_ih.is_cpu or (CUDA_KERNELS and w_ih.is_cuda)
+        if not has_kernels or w_ih.dtype not in (torch.float32, torch.float64):
+            devices = (
+                "the CPU or CUDA" if CUDA_KERNELS else "the CPU (this build has no CUDA kernels)"
+            )
             raise ValueError(
-                f"Stream takes float32 or float64 weights on the CPU, got {w_ih.dtype} on "
+                f"Stream takes float32 or float64 weights on {devices}, got {w_ih.dtype} on "
                 f"{w_ih.device}"
             )
         biases = (

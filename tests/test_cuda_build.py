@@ -11,7 +11,10 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("op", [*ops.FORWARD.values(), *ops.BACKWARD.values()], ids=str)
+TABLES = (ops.FORWARD, ops.BACKWARD, ops.STEP, ops.PACK, ops.STREAM_STEP)
+
+
+@pytest.mark.parametrize("op", [op for table in TABLES for op in table.values()], ids=str)
 def test_every_op_has_a_cuda_kernel(op):
     name = op.name()
     assert torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA")

@@ -114,6 +114,10 @@ def test_the_caller_may_change_what_it_gets():
     assert torch.equal(stream.state, before)
 
 
+@pytest.mark.skipif(
+    hasattr(torch.ops.seqkern_cuda_host, "tiers"),
+    reason="a CUDA step takes its scratch from torch's allocator (make cuda-host)",
+)
 @pytest.mark.parametrize("name", LAYERS)
 def test_allocates_nothing_after_the_first_step(name):
     stream, x = seqkern.Stream(getattr(seqkern, name)(5, 7, num_layers=2)), torch.randn(3, 5)
@@ -200,7 +204,7 @@ def test_refuses():
         (seqkern.GRU(2, 3, bidirectional=True), ValueError, "takes one direction"),
         (seqkern.LSTM(2, 3, proj_size=1), ValueError, "takes no projection, got proj_size=1"),
         (seqkern.GRU(2, 3).bfloat16(), ValueError, "float32 or float64 .* got torch.bfloat16"),
-        (seqkern.GRU(2, 3, device="meta"), ValueError, "on the CPU, got .* on meta"),
+        (seqkern.GRU(2, 3, device="meta"), ValueError, "on the CPU.*, got .* on meta"),
     ):
         with pytest.raises(error, match=message):
             seqkern.Stream(bad)

@@ -14,6 +14,7 @@
 #include "ops/step_cpu.h"
 #if defined(SEQKERN_WITH_CUDA)
 #include "ops/layer_cuda.h"
+#include "ops/step_cuda.h"
 #endif
 
 namespace seqkern::ops {
@@ -41,7 +42,8 @@ constexpr const char* kStepWithStateSchema =
     "_step(Tensor input, Tensor h, Tensor c, Tensor w_ih, Tensor w_hh, Tensor? b_ih, "
     "Tensor? b_hh) -> (Tensor h, Tensor c)";
 
-// Inference step by step on weights that are packed once (seqkern.Stream).
+// Inference step by step on weights that are packed once (seqkern.Stream). vector_bytes is that of
+// the SIMD level in whose layout they are; 0, on CUDA, that they are copies in the layout of torch.
 constexpr const char* kPackSchema =
     "_pack(Tensor w_ih, Tensor w_hh) -> (Tensor w_ih, Tensor w_hh, int vector_bytes)";
 constexpr const char* kStreamStepSchema =
@@ -98,35 +100,35 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>, Tensor, Tensor> backward
   return {r.grad_input, r.grad_h_0, r.grad_c_0, r.grad_params, r.step_grad_h, r.step_grad_c};
 }
 
-template <Cell cell>
+// run: step_cpu or step_cuda
+template <Cell cell, auto run>
 Tensor step(const Tensor& input, const Tensor& h, const Tensor& w_ih, const Tensor& w_hh,
             const Optional& b_ih, const Optional& b_hh) {
-  return step_cpu(cell, input, h, Tensor(), w_ih, w_hh, b_ih.value_or(Tensor()),
-                  b_hh.value_or(Tensor()))
+  return run(cell, input, h, Tensor(), w_ih, w_hh, b_ih.value_or(Tensor()), b_hh.value_or(Tensor()))
       .h;
 }
 
-template <Cell cell>
+template <Cell cell, auto run>
 std::tuple<Tensor, Tensor> step_with_state(const Tensor& input, const Tensor& h, const Tensor& c,
                                            const Tensor& w_ih, const Tensor& w_hh,
                                            const Optional& b_ih, const Optional& b_hh) {
   StepResult r =
-      step_cpu(cell, input, h, c, w_ih, w_hh, b_ih.value_or(Tensor()), b_hh.value_or(Tensor()));
+      run(cell, input, h, c, w_ih, w_hh, b_ih.value_or(Tensor()), b_hh.value_or(Tensor()));
   return {r.h, r.c};
 }
 
-template <Cell cell>
+template <Cell cell, auto run>
 std::tuple<Tensor, Tensor, int64_t> pack(const Tensor& w_ih, const Tensor& w_hh) {
-  PackedWeights p = pack_weights(cell, w_ih, w_hh);
+  PackedWeights p = run(cell, w_ih, w_hh);
   return {p.w_ih, p.w_hh, p.vector_bytes};
 }
 
-template <Cell cell>
+template <Cell cell, auto run>
 void stream(const Tensor& input, Tensor& h, const Optional& c, const Tensor& w_ih,
             const Tensor& w_hh, const Optional& b_ih, const Optional& b_hh, Tensor& output,
             int64_t vector_bytes) {
-  stream_step(cell, input, h, c.value_or(Tensor()), w_ih, w_hh, b_ih.value_or(Tensor()),
-              b_hh.value_or(Tensor()), output, vector_bytes);
+  run(cell, input, h, c.value_or(Tensor()), w_ih, w_hh, b_ih.value_or(Tensor()),
+      b_hh.value_or(Tensor()), output, vector_bytes);
   const Tensor* const changes[] = {&h, c ? &*c : nullptr, &output};
   for (const Tensor* changed : changes) {
     if (changed && !changed->is_inference()) changed->unsafeGetTensorImpl()->bump_version();
@@ -167,6 +169,39 @@ void for_each_cell(F&& f) {
 
 std::string op(Cell cell, const char* rest) { return std::string(cell_info(cell).name) + rest; }
 
+struct Cpu {
+  static constexpr auto forward = forward_cpu;
+  static constexpr auto backward = backward_cpu;
+  static constexpr auto step = step_cpu;
+  static constexpr auto pack = pack_cpu;
+  static constexpr auto stream_step = stream_step_cpu;
+};
+
+#if defined(SEQKERN_WITH_CUDA)
+struct Cuda {
+  static constexpr auto forward = forward_cuda;
+  static constexpr auto backward = backward_cuda;
+  static constexpr auto step = step_cuda;
+  static constexpr auto pack = pack_cuda;
+  static constexpr auto stream_step = stream_step_cuda;
+};
+#endif
+
+template <class Device>
+void implement(torch::Library& m) {
+  for_each_cell([&](auto cell) {
+    m.impl(op(cell, "_forward").c_str(), &forward<cell.value, Device::forward>);
+    m.impl(op(cell, "_backward").c_str(), &backward<cell.value, Device::backward>);
+    if constexpr (cell.value == Cell::Lstm) {
+      m.impl(op(cell, "_step").c_str(), &step_with_state<cell.value, Device::step>);
+    } else {
+      m.impl(op(cell, "_step").c_str(), &step<cell.value, Device::step>);
+    }
+    m.impl(op(cell, "_pack").c_str(), &pack<cell.value, Device::pack>);
+    m.impl(op(cell, "_stream_step").c_str(), &stream<cell.value, Device::stream_step>);
+  });
+}
+
 }  // namespace
 
 TORCH_LIBRARY(seqkern, m) {
@@ -180,35 +215,14 @@ TORCH_LIBRARY(seqkern, m) {
   });
 }
 
-template <auto run_forward, auto run_backward>
-void implement_layers(torch::Library& m) {
-  for_each_cell([&](auto cell) {
-    m.impl(op(cell, "_forward").c_str(), &forward<cell.value, run_forward>);
-    m.impl(op(cell, "_backward").c_str(), &backward<cell.value, run_backward>);
-  });
-}
-
-TORCH_LIBRARY_IMPL(seqkern, CPU, m) {
 #if defined(SEQKERN_CUDA_HOST)
-  // A test build: the CUDA kernels, executed on the CPU.
-  implement_layers<forward_cuda, backward_cuda>(m);
+// A test build: the CUDA kernels, executed on the CPU.
+TORCH_LIBRARY_IMPL(seqkern, CPU, m) { implement<Cuda>(m); }
 #else
-  implement_layers<forward_cpu, backward_cpu>(m);
+TORCH_LIBRARY_IMPL(seqkern, CPU, m) { implement<Cpu>(m); }
+#if defined(SEQKERN_WITH_CUDA)
+TORCH_LIBRARY_IMPL(seqkern, CUDA, m) { implement<Cuda>(m); }
 #endif
-  // Single steps are the CPU's alone: one step on a GPU is a layer of one step.
-  for_each_cell([&](auto cell) {
-    if constexpr (cell.value == Cell::Lstm) {
-      m.impl(op(cell, "_step").c_str(), &step_with_state<cell.value>);
-    } else {
-      m.impl(op(cell, "_step").c_str(), &step<cell.value>);
-    }
-    m.impl(op(cell, "_pack").c_str(), &pack<cell.value>);
-    m.impl(op(cell, "_stream_step").c_str(), &stream<cell.value>);
-  });
-}
-
-#if defined(SEQKERN_WITH_CUDA) && !defined(SEQKERN_CUDA_HOST)
-TORCH_LIBRARY_IMPL(seqkern, CUDA, m) { implement_layers<forward_cuda, backward_cuda>(m); }
 #endif
 
 // Derivatives live in Python, around these operators. Called directly on tensors that require
@@ -218,15 +232,17 @@ TORCH_LIBRARY_IMPL(seqkern, Autograd, m) {
     m.impl(op(cell, "_forward").c_str(), torch::autograd::autogradNotImplementedFallback());
     m.impl(op(cell, "_backward").c_str(), torch::autograd::autogradNotImplementedFallback());
     if constexpr (cell.value == Cell::Lstm) {
-      m.impl(op(cell, "_step").c_str(),
-             &NoDerivative<cell.value, kStep, decltype(step_with_state<cell.value>)>::call);
+      m.impl(
+          op(cell, "_step").c_str(),
+          &NoDerivative<cell.value, kStep, decltype(step_with_state<cell.value, step_cpu>)>::call);
     } else {
       m.impl(op(cell, "_step").c_str(),
-             &NoDerivative<cell.value, kStep, decltype(step<cell.value>)>::call);
+             &NoDerivative<cell.value, kStep, decltype(step<cell.value, step_cpu>)>::call);
     }
     m.impl(op(cell, "_pack").c_str(), torch::autograd::autogradNotImplementedFallback());
     m.impl(op(cell, "_stream_step").c_str(),
-           &NoDerivative<cell.value, kStreamStep, decltype(stream<cell.value>)>::call);
+           &NoDerivative<cell.value, kStreamStep,
+                         decltype(stream<cell.value, stream_step_cpu>)>::call);
   });
 }
 

@@ -141,7 +141,8 @@ void stream_step(Cell cell, const Tensor& input, const Tensor& h, const Tensor& 
                  const Tensor& output) {
   const int64_t H = h.size(1), I = input.size(1);
   const int gates = cell_info(cell).gates;
-  TORCH_CHECK(w_ih.numel() == kernels<T>().packed_gates_size(gates, H, I) &&
+  TORCH_CHECK(w_ih.dim() == 1 && w_hh.dim() == 1 &&
+                  w_ih.numel() == kernels<T>().packed_gates_size(gates, H, I) &&
                   w_hh.numel() == kernels<T>().packed_gates_size(gates, H, H),
               "seqkern::", cell_info(cell).name,
               "_stream_step: w_ih and w_hh must be packed for input size ", I, " and hidden size ",
@@ -195,67 +196,20 @@ StepResult step_cpu(Cell cell, const Tensor& input, const Tensor& h, const Tenso
       return step<float>(cell, input, h, c, w_ih, w_hh, b_ih, b_hh);
     }
   }
-  const auto optional = [](const Tensor& t) {
-    return t.defined() ? std::optional(t.unsqueeze(0)) : std::nullopt;
-  };
-  TORCH_CHECK(b_ih.defined() == b_hh.defined(), "seqkern::", info.name,
-              "_step: expected both biases or none, got b_", b_ih.defined() ? "ih" : "hh",
-              " alone");
-  std::vector<Tensor> params{w_ih, w_hh};
-  if (b_ih.defined()) params.insert(params.end(), {b_ih, b_hh});
-  const Tensor x = input.unsqueeze(0), h_0 = h.unsqueeze(0);
-  const auto c_0 = optional(c);
-  const Layer layer = check_layer(cell, x, std::nullopt, h_0, c_0, params);
-  const ForwardResult r = forward_cpu(layer, x, h_0, c_0, Save::None);
-  return {r.h_n.squeeze(0), c.defined() ? r.c_n.squeeze(0) : Tensor()};
+  return step_of_layer(forward_cpu, cell, input, h, c, w_ih, w_hh, b_ih, b_hh);
 }
 
-PackedWeights pack_weights(Cell cell, const Tensor& w_ih, const Tensor& w_hh) {
-  const CellInfo& info = cell_info(cell);
-  TORCH_CHECK(w_ih.dim() == 2 && w_hh.dim() == 2 && w_ih.size(0) == w_hh.size(0) &&
-                  w_hh.size(0) == info.gates * w_hh.size(1),
-              "seqkern::", info.name,
-              "_pack: w_ih must be [G*H, I] and w_hh [G*H, H] with G = ", info.gates, ", got ",
-              w_ih.sizes(), " and ", w_hh.sizes());
-  TORCH_CHECK(w_ih.scalar_type() == w_hh.scalar_type() &&
-                  (w_ih.scalar_type() == at::kFloat || w_ih.scalar_type() == at::kDouble),
-              "seqkern::", info.name, "_pack: w_ih and w_hh must be float32 or float64, got ",
-              w_ih.scalar_type(), " and ", w_hh.scalar_type());
+PackedWeights pack_cpu(Cell cell, const Tensor& w_ih, const Tensor& w_hh) {
+  check_pack(cell, w_ih, w_hh);
   if (w_ih.scalar_type() == at::kDouble) return pack<double>(cell, w_ih, w_hh);
   return pack<float>(cell, w_ih, w_hh);
 }
 
-void stream_step(Cell cell, const Tensor& input, const Tensor& h, const Tensor& c,
-                 const Tensor& w_ih, const Tensor& w_hh, const Tensor& b_ih, const Tensor& b_hh,
-                 const Tensor& output, int64_t vector_bytes) {
-  const CellInfo& info = cell_info(cell);
-  const auto check = [&](const char* name, const Tensor& t, at::IntArrayRef sizes) {
-    TORCH_CHECK(t.scalar_type() == w_ih.scalar_type() && t.is_cpu() && t.is_contiguous() &&
-                    t.sizes() == sizes,
-                "seqkern::", info.name, "_stream_step: ", name, " must be a contiguous ", sizes,
-                " ", w_ih.scalar_type(), " on the CPU, got ", t.sizes(), " ", t.scalar_type(),
-                " on ", t.device());
-  };
-  TORCH_CHECK(h.dim() == 2 && input.dim() == 2, "seqkern::", info.name,
-              "_stream_step: input must be [B, I] and h [B, H], got ", input.sizes(), " and ",
-              h.sizes());
-  const int64_t B = h.size(0), H = h.size(1);
-  check("input", input, {B, input.size(1)});
-  check("h", h, {B, H});
-  check("output", output, {B, H});
-  check("w_hh", w_hh, {w_hh.numel()});
-  TORCH_CHECK(c.defined() == info.has_cell_state && b_ih.defined() == b_hh.defined(),
-              "seqkern::", info.name, "_stream_step: c must be ",
-              info.has_cell_state ? "given" : "None", ", and the biases both or neither");
-  if (c.defined()) check("c", c, {B, H});
-  if (b_ih.defined()) {
-    check("b_ih", b_ih, {info.gates * H});
-    check("b_hh", b_hh, {info.gates * H});
-  }
-  TORCH_CHECK(vector_bytes == cpu::kernels().vector_bytes, "seqkern::", info.name,
-              "_stream_step: the weights were packed for vectors of ", vector_bytes,
-              " bytes, and the kernels in use have ", cpu::kernels().vector_bytes,
-              ": pack them again");
+void stream_step_cpu(Cell cell, const Tensor& input, const Tensor& h, const Tensor& c,
+                     const Tensor& w_ih, const Tensor& w_hh, const Tensor& b_ih, const Tensor& b_hh,
+                     const Tensor& output, int64_t vector_bytes) {
+  check_stream_step(cell, input, h, c, w_ih, w_hh, b_ih, b_hh, output, vector_bytes,
+                    cpu::kernels().vector_bytes);
   if (w_ih.scalar_type() == at::kDouble) {
     stream_step<double>(cell, input, h, c, w_ih, w_hh, b_ih, b_hh, output);
   } else {

@@ -97,12 +97,13 @@ CUDA_HOST_ASAN = LD_PRELOAD="$(call CXX_FILE,libasan.so) $(call CXX_FILE,libstdc
 CUDA_HOST_TSAN = LD_PRELOAD=$(call CXX_FILE,libtsan.so) \
   TSAN_OPTIONS="ignore_noninstrumented_modules=1 halt_on_error=1" setarch -R
 CUDA_HOST_TESTS := $(CURDIR)/tests/cuda_host
+CUDA_HOST_KERNELS := $(addprefix $(CURDIR)/tests/test_,kernels.py step.py stream.py device.py)
 cuda-host: $(VENV)/.dev
 	SEQKERN_CUDA=host SEQKERN_BUILD_TESTS=1 $(BIN)/python setup.py -q build --build-lib $(CUDA_HOST)/none
 	set -e; for sanitizer in address thread; do \
 	  rm -rf $(CUDA_HOST)/$$sanitizer; cp -r $(CUDA_HOST)/none $(CUDA_HOST)/$$sanitizer; \
 	  cp build/cmake-*-cuda-host/$$sanitizer/_C.* $(CUDA_HOST)/$$sanitizer/seqkern/; done
-	$(call CUDA_HOST_RUN,none) $(CUDA_HOST_TESTS) $(addprefix $(CURDIR)/tests/test_,kernels.py step.py stream.py) \
+	$(call CUDA_HOST_RUN,none) $(CUDA_HOST_TESTS) $(CUDA_HOST_KERNELS) \
 	  -k "not avx" $(ARGS)
 	$(call CUDA_HOST_RUN,address,$(CUDA_HOST_ASAN)) --capture=sys $(CUDA_HOST_TESTS)/test_cuda_host.py \
 	  -k "small_layers or ragged or nan"

@@ -1,5 +1,5 @@
 # make run, examples, docs, test, integration, bench, lint, asan, cuda-check, cuda-build, cuda-host,
-# cuda-mutations, wheel, clean. Each sets up what it needs, once.
+# cuda-mutations, cuda-sanitize, wheel, clean. Each sets up what it needs, once.
 
 PYTHON ?= python3
 TORCH ?= 2.13.0
@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 CPP_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: build run examples docs test integration bench lint format asan cells-cuda cuda-check cuda-build \
-  cuda-host cuda-mutations wheel clean
+  cuda-host cuda-mutations cuda-sanitize cuda-sanitize-needs wheel clean
 .DELETE_ON_ERROR:
 
 build: $(VENV)/.built
@@ -112,6 +112,25 @@ cuda-host: $(VENV)/.dev
 # Deliberate bugs, one at a time, each of which those tests must find. ARGS=--write renews docs/cuda.md.
 cuda-mutations: cuda-host
 	$(BIN)/python tests/cuda_host/mutate.py $(ARGS)
+
+# Small layers on a GPU under each of compute-sanitizer's tools; needs nvcc too. initcheck must see every
+# kernel that writes, the other tools look at ours alone. Without its cache torch's allocator asks for
+# each tensor, so that memcheck knows its end; torch asks CUDA for things that it need not have.
+CUDA_SANITIZE = PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $(1) --error-exitcode 1 \
+  --report-api-errors no $(2) $(BIN)/python -m pytest -q -x --capture=sys tests/test_device.py \
+  -k "(small_layers or small_tiers) and not cpu" $(ARGS)
+cuda-sanitize-needs:
+	@command -v compute-sanitizer >/dev/null || { \
+	  echo "cuda-sanitize: compute-sanitizer is not on the PATH; it comes with the CUDA toolkit"; exit 1; }
+	@nvidia-smi -L 2>/dev/null | grep -q GPU || { echo "cuda-sanitize: nvidia-smi finds no GPU"; exit 1; }
+cuda-sanitize: cuda-sanitize-needs $(VENV)/.dev
+	@$(BIN)/python -c 'import torch; from seqkern.ops import CUDA_KERNELS as built; \
+	  lacks = not torch.cuda.is_available() and "PyTorch sees no GPU" or not built and "the build has no CUDA kernels"; \
+	  raise SystemExit(lacks and f"cuda-sanitize: {lacks}" or 0)'
+	$(call CUDA_SANITIZE,memcheck,--kernel-name kns=seqkern_)
+	$(call CUDA_SANITIZE,racecheck,--kernel-name kns=seqkern_)
+	$(call CUDA_SANITIZE,synccheck,--kernel-name kns=seqkern_)
+	$(call CUDA_SANITIZE,initcheck)
 
 wheel: $(VENV)/.built
 	$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .

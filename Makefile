@@ -76,15 +76,16 @@ cuda-check: $(CUDA_TOOLS)/.installed
 	$(PYTHON) tools/cuda_check.py $(ARGS) \
 	  --nvdisasm $(CURDIR)/$$(find $(CUDA_TOOLS) -path '*/bin/nvdisasm' -type f | head -1)
 
-# The whole extension against a torch with CUDA, in an environment of its own; needs nvcc and no GPU.
+# The whole extension against a torch with CUDA, in an environment of its own; needs nvcc and no GPU. Then
+# its tests, but for those of the repository's other folders and those that need more packages.
 CUDA_OUT := build/cuda
+CUDA_TESTS = $(filter-out $(foreach name,benchmarks build compatibility cpp distributed docs examples \
+  layers more_examples onnx,tests/test_$(name).py),$(wildcard tests/test_*.py))
 cuda-build: $(CUDA_VENV)/.torch
 	@command -v nvcc >/dev/null || { echo "cuda-build: nvcc is not on the PATH"; exit 1; }
 	SEQKERN_CUDA=on $(CUDA_VENV)/bin/python setup.py -q build --build-lib $(CUDA_OUT)
-	cp -r tests pyproject.toml $(CUDA_OUT)/
-	cd $(CUDA_OUT) && PYTHONPATH=. $(CURDIR)/$(CUDA_VENV)/bin/python -m pytest -q \
-	  tests/test_cuda_build.py tests/test_plan.py tests/test_reference.py tests/test_functional.py \
-	  $(ARGS)
+	rm -rf $(CUDA_OUT)/tests && cp -r tests pyproject.toml $(CUDA_OUT)/
+	cd $(CUDA_OUT) && PYTHONPATH=. $(CURDIR)/$(CUDA_VENV)/bin/python -m pytest -q $(CUDA_TESTS) $(ARGS)
 
 # The CUDA kernels executed on the CPU by tests/cuda_host, no GPU and no nvcc: the tests of kernels
 # and of single steps, each tier under each schedule, and small layers under AddressSanitizer and ThreadSanitizer. Each build

@@ -1,5 +1,5 @@
 # make run, examples, docs, test, integration, bench, lint, asan, cuda-check, cuda-build, cuda-host,
-# cuda-mutations, wheel, clean. Each sets up what it needs, once.
+# cuda-mutations, cuda-sanitize, wheel, clean. Each sets up what it needs, once.
 
 PYTHON ?= python3
 TORCH ?= 2.13.0
@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 CPP_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: build run examples docs test integration bench lint format asan cells-cuda cuda-check cuda-build \
-  cuda-host cuda-mutations wheel clean
+  cuda-host cuda-mutations cuda-sanitize cuda-sanitize-needs wheel clean
 .DELETE_ON_ERROR:
 
 build: $(VENV)/.built
@@ -76,15 +76,16 @@ cuda-check: $(CUDA_TOOLS)/.installed
 	$(PYTHON) tools/cuda_check.py $(ARGS) \
 	  --nvdisasm $(CURDIR)/$$(find $(CUDA_TOOLS) -path '*/bin/nvdisasm' -type f | head -1)
 
-# The whole extension against a torch with CUDA, in an environment of its own; needs nvcc and no GPU.
+# The whole extension against a torch with CUDA, in an environment of its own; needs nvcc and no GPU. Then
+# its tests, but for those of the repository's other folders and those that need more packages.
 CUDA_OUT := build/cuda
+CUDA_TESTS = $(filter-out $(foreach name,benchmarks build compatibility cpp distributed docs examples \
+  layers more_examples onnx,tests/test_$(name).py),$(wildcard tests/test_*.py))
 cuda-build: $(CUDA_VENV)/.torch
 	@command -v nvcc >/dev/null || { echo "cuda-build: nvcc is not on the PATH"; exit 1; }
 	SEQKERN_CUDA=on $(CUDA_VENV)/bin/python setup.py -q build --build-lib $(CUDA_OUT)
-	cp -r tests pyproject.toml $(CUDA_OUT)/
-	cd $(CUDA_OUT) && PYTHONPATH=. $(CURDIR)/$(CUDA_VENV)/bin/python -m pytest -q \
-	  tests/test_cuda_build.py tests/test_plan.py tests/test_reference.py tests/test_functional.py \
-	  $(ARGS)
+	rm -rf $(CUDA_OUT)/tests && cp -r tests pyproject.toml $(CUDA_OUT)/
+	cd $(CUDA_OUT) && PYTHONPATH=. $(CURDIR)/$(CUDA_VENV)/bin/python -m pytest -q $(CUDA_TESTS) $(ARGS)
 
 # The CUDA kernels executed on the CPU by tests/cuda_host, no GPU and no nvcc: the tests of kernels
 # and of single steps, each tier under each schedule, and small layers under AddressSanitizer and ThreadSanitizer. Each build
@@ -97,12 +98,13 @@ CUDA_HOST_ASAN = LD_PRELOAD="$(call CXX_FILE,libasan.so) $(call CXX_FILE,libstdc
 CUDA_HOST_TSAN = LD_PRELOAD=$(call CXX_FILE,libtsan.so) \
   TSAN_OPTIONS="ignore_noninstrumented_modules=1 halt_on_error=1" setarch -R
 CUDA_HOST_TESTS := $(CURDIR)/tests/cuda_host
+CUDA_HOST_KERNELS := $(addprefix $(CURDIR)/tests/test_,kernels.py step.py stream.py device.py)
 cuda-host: $(VENV)/.dev
 	SEQKERN_CUDA=host SEQKERN_BUILD_TESTS=1 $(BIN)/python setup.py -q build --build-lib $(CUDA_HOST)/none
 	set -e; for sanitizer in address thread; do \
 	  rm -rf $(CUDA_HOST)/$$sanitizer; cp -r $(CUDA_HOST)/none $(CUDA_HOST)/$$sanitizer; \
 	  cp build/cmake-*-cuda-host/$$sanitizer/_C.* $(CUDA_HOST)/$$sanitizer/seqkern/; done
-	$(call CUDA_HOST_RUN,none) $(CUDA_HOST_TESTS) $(addprefix $(CURDIR)/tests/test_,kernels.py step.py stream.py) \
+	$(call CUDA_HOST_RUN,none) $(CUDA_HOST_TESTS) $(CUDA_HOST_KERNELS) \
 	  -k "not avx" $(ARGS)
 	$(call CUDA_HOST_RUN,address,$(CUDA_HOST_ASAN)) --capture=sys $(CUDA_HOST_TESTS)/test_cuda_host.py \
 	  -k "small_layers or ragged or nan"
@@ -111,6 +113,25 @@ cuda-host: $(VENV)/.dev
 # Deliberate bugs, one at a time, each of which those tests must find. ARGS=--write renews docs/cuda.md.
 cuda-mutations: cuda-host
 	$(BIN)/python tests/cuda_host/mutate.py $(ARGS)
+
+# Small layers on a GPU under each of compute-sanitizer's tools; needs nvcc too. initcheck must see every
+# kernel that writes, the other tools look at ours alone. Without its cache torch's allocator asks for
+# each tensor, so that memcheck knows its end; torch asks CUDA for things that it need not have.
+CUDA_SANITIZE = PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $(1) --error-exitcode 1 \
+  --report-api-errors no $(2) $(BIN)/python -m pytest -q -x --capture=sys tests/test_device.py \
+  -k "(small_layers or small_tiers) and not cpu" $(ARGS)
+cuda-sanitize-needs:
+	@command -v compute-sanitizer >/dev/null || { \
+	  echo "cuda-sanitize: compute-sanitizer is not on the PATH; it comes with the CUDA toolkit"; exit 1; }
+	@nvidia-smi -L 2>/dev/null | grep -q GPU || { echo "cuda-sanitize: nvidia-smi finds no GPU"; exit 1; }
+cuda-sanitize: cuda-sanitize-needs $(VENV)/.dev
+	@$(BIN)/python -c 'import torch; from seqkern.ops import CUDA_KERNELS as built; \
+	  lacks = not torch.cuda.is_available() and "PyTorch sees no GPU" or not built and "the build has no CUDA kernels"; \
+	  raise SystemExit(lacks and f"cuda-sanitize: {lacks}" or 0)'
+	$(call CUDA_SANITIZE,memcheck,--kernel-name kns=seqkern_)
+	$(call CUDA_SANITIZE,racecheck,--kernel-name kns=seqkern_)
+	$(call CUDA_SANITIZE,synccheck,--kernel-name kns=seqkern_)
+	$(call CUDA_SANITIZE,initcheck)
 
 wheel: $(VENV)/.built
 	$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .

@@ -5,7 +5,7 @@ import re
 import sys
 from pathlib import Path
 
-from .cases import GRIDS, grid
+from .cases import DEVICES, GRIDS, grid
 
 DEFAULT_GRID = "standard"
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -36,7 +36,10 @@ def parser() -> argparse.ArgumentParser:
     def grid_options(command):
         command.add_argument("--grid", choices=GRIDS, default=DEFAULT_GRID)
         command.add_argument(
-            "--threads", nargs="+", type=positive(int), default=[2], help="default: 2"
+            "--threads", nargs="+", type=positive(int), default=[2], help="on the CPU; default: 2"
+        )
+        command.add_argument(
+            "--device", choices=DEVICES, default="cpu", help="default: cpu; cuda: against cuDNN"
         )
         command.add_argument(
             "--only", type=pattern, metavar="REGEX", help="cases whose name matches"
@@ -47,7 +50,9 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--seconds", type=positive(float), default=2.0, help="of timing for each case; default: 2"
     )
-    run.add_argument("--output", type=Path, help="default: benchmarks/results/GRID.json")
+    run.add_argument(
+        "--output", type=Path, help="default: benchmarks/results/GRID.json or GRID-cuda.json"
+    )
     run.add_argument("--resume", action="store_true", help="keep what the output file has")
     run.add_argument("--no-memory", action="store_true", help="leave out memory of training steps")
 
@@ -68,7 +73,7 @@ def main(arguments: list[str]) -> int:
         arguments = ["run", *arguments]
     options = parser().parse_args(arguments)
     if options.command in ("run", "list"):
-        cases = grid(options.grid, options.threads)
+        cases = grid(options.grid, options.threads, options.device)
         if options.only:
             cases = [case for case in cases if options.only.search(case.name)]
         if not cases:
@@ -84,9 +89,12 @@ def main(arguments: list[str]) -> int:
         from .report import report
 
         return report(options.results, options.output)
+    from .device import require
     from .run import run
 
-    output = options.output or RESULTS / f"{options.grid}.json"
+    require(options.device)
+    suffix = "" if options.device == "cpu" else f"-{options.device}"
+    output = options.output or RESULTS / f"{options.grid}{suffix}.json"
     try:
         return run(cases, output, options.seconds, options.resume, not options.no_memory)
     except KeyboardInterrupt:

@@ -1,7 +1,7 @@
 """What is timed: a `Case`, and named grids of them. No torch here: cases are plain data."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 
 LAYERS = ("LSTM", "GRU", "RNN")
 CELLS = ("LSTMCell", "GRUCell", "RNNCell")
@@ -11,8 +11,9 @@ MODES = {
     "train": "forward and backward, gradients of the input and of every parameter",
     "step": "one step without grad from the state that the last one left: seqkern.Stream",
 }
-DTYPES = ("float32", "float64", "bfloat16")
-SHORT = {"float32": "f32", "float64": "f64", "bfloat16": "bf16"}
+SHORT = {"float32": "f32", "float64": "f64", "bfloat16": "bf16", "float16": "f16"}
+DTYPES = tuple(SHORT)
+DEVICES = ("cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,15 @@ class Case:
     bidirectional: bool = False
     packed: bool = False  # a PackedSequence in which half the rows of the padded batch are missing
     at_least: float | None = None  # the speed-up over torch.nn to reach, if one is promised
+    device: str = "cpu"
 
     def __post_init__(self):
-        for field, allowed in (("cell", LAYERS + CELLS), ("mode", MODES), ("dtype", DTYPES)):
+        for field, allowed in (
+            ("cell", LAYERS + CELLS),
+            ("mode", MODES),
+            ("dtype", DTYPES),
+            ("device", DEVICES),
+        ):
             if getattr(self, field) not in allowed:
                 raise ValueError(
                     f"{field} must be one of {', '.join(allowed)}, got {getattr(self, field)!r}"
@@ -52,7 +59,11 @@ class Case:
         words.append(SHORT[self.dtype])
         words += [f"{self.layers}layers"] * (self.layers > 1)
         words += ["bidirectional"] * self.bidirectional + ["packed"] * self.packed
-        return " ".join([*words, f"{self.threads}thr"])
+        return " ".join([*words, f"{self.threads}thr" if self.device == "cpu" else self.device])
+
+    @property
+    def where(self) -> str:
+        return f"{self.threads} threads" if self.device == "cpu" else self.device
 
     @property
     def lengths(self) -> list[int]:
@@ -148,10 +159,20 @@ def full(threads: int) -> Iterator[Case]:
 GRIDS = {"first": first, "quick": quick, "standard": standard, "full": full}
 
 
-def grid(name: str, threads: list[int]) -> list[Case]:
-    """The cases of a named grid, for each number of threads, each name once (a target wins)."""
+def on_gpu(case: Case) -> Iterator[Case]:
+    """A case of the CPU in each dtype of a GPU; what is promised is promised for CPUs."""
+    dtypes = ("float16", "bfloat16", "float32") if case.dtype == "float32" else (case.dtype,)
+    for dtype in dtypes:
+        if case.mode != "step" or dtype in ("float32", "float64"):  # what seqkern.Stream takes
+            yield replace(case, dtype=dtype, device="cuda", threads=1, at_least=None)
+
+
+def grid(name: str, threads: list[int], device: str = "cpu") -> list[Case]:
+    """The cases of a named grid, for each number of threads, each name once (a target wins); on a
+    GPU in float16, bfloat16 and float32, and threads do not matter."""
     chosen: dict[str, Case] = {}
     for count in threads:
         for case in GRIDS[name](count):
-            chosen.setdefault(case.name, case)
+            for each in [case] if device == "cpu" else on_gpu(case):
+                chosen.setdefault(each.name, each)
     return list(chosen.values())

@@ -34,10 +34,12 @@ def _commit() -> str | None:
     return done.stdout.strip()
 
 
-def environment() -> dict:
+def environment(device: str = "cpu") -> dict:
     import torch
 
     import seqkern
+
+    from . import device as gpu
 
     return {
         "cpu": _first(r"model name\s*:(.*)", "/proc/cpuinfo", platform.processor()),
@@ -51,6 +53,7 @@ def environment() -> dict:
         "seqkern_capability": seqkern.cpu_capability(),
         "onnxruntime": _version("onnxruntime"),
         "commit": _commit(),
+        **gpu.environment(device),
     }
 
 

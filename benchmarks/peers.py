@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from .cases import CELLS, Case
+from .device import place
 
 OURS = "seqkern"
 PEERS = ("torch.nn", "onnxruntime", "python loop")
@@ -34,7 +35,7 @@ def make_module(case: Case, namespace, dtype: torch.dtype | None = None) -> nn.M
         options = {"num_layers": case.layers, "bidirectional": case.bidirectional}
     torch.manual_seed(0)
     module = getattr(namespace, case.cell)(case.H, case.H, **options)
-    return module.to(dtype_of(case)).to(dtype or dtype_of(case))
+    return place(module.to(dtype_of(case)).to(dtype or dtype_of(case)), case)
 
 
 def make_input(case: Case, dtype: torch.dtype | None = None) -> Tensor:
@@ -42,7 +43,7 @@ def make_input(case: Case, dtype: torch.dtype | None = None) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     shape = (case.B, case.H) if case.cell in CELLS else (case.T, case.B, case.H)
     x = torch.randn(shape, generator=generator)
-    return x.to(dtype_of(case)).to(dtype or dtype_of(case))
+    return place(x.to(dtype_of(case)).to(dtype or dtype_of(case)), case)
 
 
 def module_run(case: Case, module: nn.Module) -> Run:
@@ -66,7 +67,7 @@ def module_run(case: Case, module: nn.Module) -> Run:
     sources = [x, *module.parameters()]
     generator = torch.Generator().manual_seed(2)
     shape = infer()[0].shape
-    grad = torch.randn(shape, generator=generator).to(dtype_of(case)).to(dtype)
+    grad = place(torch.randn(shape, generator=generator).to(dtype_of(case)).to(dtype), case)
 
     def train():
         results = flatten(module(argument))
@@ -128,6 +129,8 @@ def available() -> list[str]:
 
 def takes(peer: str, case: Case) -> bool:
     """Whether a peer has what the case needs."""
+    if case.device != "cpu":
+        return peer == "torch.nn"
     plain = case.cell not in CELLS and not case.packed
     if peer == "onnxruntime":
         return plain and case.mode in ("infer", "step") and case.dtype == "float32"

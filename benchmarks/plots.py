@@ -27,7 +27,7 @@ def series(records: list[Record], axis: str) -> dict[tuple, list[Record]]:
     groups: dict[tuple, list[Record]] = {}
     for record in filter(plain, records):
         case = record.case
-        fixed = tuple((k, getattr(case, k)) for k in ("T", "B", "H", "threads") if k != axis)
+        fixed = tuple((k, getattr(case, k)) for k in ("T", "B", "H", "where") if k != axis)
         groups.setdefault((case.cell, case.mode, fixed), []).append(record)
     longest: dict[tuple, tuple] = {}
     for key, group in groups.items():
@@ -63,8 +63,9 @@ def plot_lines(plt, records: list[Record], axis: str):
                 style = "o" if len(points) == 1 else "o-"
                 panel.loglog(*zip(*points, strict=True), style, color=COLOURS[name], label=name)
         places = [getattr(r.case, axis) for r in group]
-        roof = [1e3 * r.roofline for r in group]
-        panel.loglog(places, roof, "k:", label="roofline")
+        if all(r.roofline for r in group):
+            roof = [1e3 * r.roofline for r in group]
+            panel.loglog(places, roof, "k:", label="roofline")
         panel.set_title(f"{cell} {mode}, " + " ".join(f"{k} {v}" for k, v in fixed), fontsize=9)
         panel.set_xlabel(axis)
         panel.set_ylabel("ms")
@@ -78,9 +79,9 @@ def plot_heat(plt, records: list[Record]):
     chosen = [r for r in records if plain(r) and r.case.mode == "train"]
     if not chosen:
         return None
-    kinds = [(r.case.T, r.case.threads) for r in chosen]
-    T, threads = max(set(kinds), key=kinds.count)
-    chosen = [r for r in chosen if (r.case.T, r.case.threads) == (T, threads)]
+    kinds = [(r.case.T, r.case.where) for r in chosen]
+    T, where = max(set(kinds), key=kinds.count)
+    chosen = [r for r in chosen if (r.case.T, r.case.where) == (T, where)]
     cells = [cell for cell in LAYERS if any(r.case.cell == cell for r in chosen)]
     figure, panels = plt.subplots(1, len(cells), figsize=(4.2 * len(cells), 3.6), squeeze=False)
     for panel, cell in zip(panels[0], cells, strict=True):
@@ -98,13 +99,13 @@ def plot_heat(plt, records: list[Record]):
         panel.set_yticks(range(len(rows)), rows)
         panel.set_xlabel("H")
         panel.set_ylabel("B")
-        panel.set_title(f"{cell} training, T {T}, {threads} threads: speed-up", fontsize=9)
+        panel.set_title(f"{cell} training, T {T}, {where}: speed-up", fontsize=9)
     return figure
 
 
 def plot_roofline(plt, records: list[Record]):
     """Arithmetic done per second against flops per byte of recurrent weights, under the roof."""
-    chosen = [r for r in records if plain(r)]
+    chosen = [r for r in records if plain(r) and r.rates]
     if not chosen:
         return None
     figure, panel = plt.subplots(figsize=(7, 4.5))

@@ -6,7 +6,7 @@ from . import plots
 from .peers import OURS
 from .results import Record, Results
 from .run import rates_text
-from .table import duration, summary
+from .table import duration, percent, summary
 
 
 def row(cells) -> str:
@@ -23,7 +23,7 @@ def case_row(record: Record) -> list[str]:
         duration(record.median(name)) if name in record.seconds else ""
         for name in ("torch.nn", "onnxruntime", "python loop", OURS)
     ]
-    shares = [f"{record.share('torch.nn'):.0%}", f"{record.share():.0%}"]
+    shares = [percent(record.share("torch.nn")), percent(record.share())]
     return [record.case.name, *times, f"{middle:.2f}x ({low:.2f} to {high:.2f})", *shares]
 
 

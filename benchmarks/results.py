@@ -16,8 +16,8 @@ class Record:
 
     case: Case
     seconds: dict[str, list[float]]  # per implementation, round by round
-    roofline: float  # seconds
-    rates: dict[str, float]  # product: flop/s, read: bytes/s
+    roofline: float | None  # seconds; None on a GPU
+    rates: dict[str, float] | None  # product: flop/s, read: bytes/s
     memory: dict[str, dict[str, int]] | None = None
 
     def median(self, name: str) -> float:
@@ -27,9 +27,9 @@ class Record:
         """Quartiles of how many times faster seqkern was, round by round."""
         return quartiles(speedups(self.seconds[peer], self.seconds[OURS]))
 
-    def share(self, name: str = OURS) -> float:
+    def share(self, name: str = OURS) -> float | None:
         """Part of the roofline that was reached."""
-        return self.roofline / self.median(name)
+        return self.roofline / self.median(name) if self.roofline else None
 
     @property
     def missed(self) -> bool:

@@ -8,6 +8,7 @@ import torch
 from . import memory, roofline
 from .cases import Case
 from .check import disagreements
+from .device import clock
 from .environment import differences, environment
 from .peers import OURS, available, make_run, takes
 from .progress import Progress
@@ -29,6 +30,8 @@ def time_case(case: Case, peers: list[str], budget: float, with_memory: bool = F
     if wrong:
         text = "; ".join(f"{name}: {what}" for name, what in wrong.items())
         raise WrongResult(f"{case.name}: {text}")
+    if case.device != "cpu":  # rates and memory are measured on CPUs alone
+        return Record(case, interleave(runs, budget, now=clock(case)), None, None)
     rates = roofline.measure(case)
     held = None
     if with_memory and case.mode == "train":
@@ -55,6 +58,9 @@ def resumed(path: Path, here: dict) -> Results:
 
 def rates_text(records) -> list[str]:
     """The measured rates that the rooflines stand on."""
+    records = [r for r in records if r.rates]
+    if not records:
+        return []
     products = {(r.case.dtype, r.case.threads): r.rates["product"] for r in records}
     reads = {roofline.share(r.case): r.rates["read"] for r in records}
     return [
@@ -70,10 +76,10 @@ def rates_text(records) -> list[str]:
 
 def run(cases: list[Case], path: Path, budget: float, resume: bool, with_memory: bool) -> int:
     """Time the cases, print a table, write `path`. Exit status 1: wrong result or missed target."""
-    here = environment()
+    here = environment(cases[0].device)
     results = resumed(path, here) if resume and path.exists() else Results(here)
     peers = available()
-    if "onnxruntime" not in peers:
+    if "onnxruntime" not in peers and cases[0].device == "cpu":
         print("ONNX Runtime is not installed (it and onnx come with the extra `bench`)")
     print(", ".join(f"{key} {value}" for key, value in here.items()))
     print(HEADER)

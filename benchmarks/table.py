@@ -18,6 +18,10 @@ def duration(seconds: float) -> str:
     return f"{seconds:.3g}s"
 
 
+def percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.0%}"
+
+
 def verdict(record: Record) -> str:
     if record.case.at_least is None:
         return ""
@@ -32,7 +36,7 @@ def line(record: Record) -> str:
     ]
     speedup = f"{middle:.2f}x [{low:.2f} {high:.2f}]"
     text = f"{record.case.name:<44}" + "".join(f"{time:>10}" for time in times)
-    return f"{text}{speedup:>24}{record.share():>10.0%}  {verdict(record)}".rstrip()
+    return f"{text}{speedup:>24}{percent(record.share()) or '-':>10}  {verdict(record)}".rstrip()
 
 
 def summary(records: list[Record]) -> list[tuple[str, int, float, float]]:
@@ -41,7 +45,7 @@ def summary(records: list[Record]) -> list[tuple[str, int, float, float]]:
     for record in records:
         case = record.case
         kind = "packed" if case.packed else "padded"
-        name = f"{case.cell} {case.mode} {kind} {case.dtype} {case.threads} threads"
+        name = f"{case.cell} {case.mode} {kind} {case.dtype} {case.where}"
         for peer in ("torch.nn", "onnxruntime"):
             if peer in record.seconds:
                 groups.setdefault(f"{name}, over {peer}", []).append(record.speedup(peer)[1])

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import seqkern
+from seqkern import ops
 
 CAPABILITIES = ("default", "avx2", "avx512")
 # Small tensors are slower with two threads, by far so where other programs keep the cores busy.
@@ -37,6 +38,28 @@ def device(request):
     return request.param
 
 
+def _no_cuda() -> str:
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    return "" if ops.CUDA_KERNELS else "this build has no CUDA kernels"
+
+
+@pytest.fixture(params=("cpu", "cuda"))
+def kernel_device(request):
+    """Each device whose kernels can run here."""
+    if request.param == "cuda" and (reason := _no_cuda()):
+        pytest.skip(reason)
+    return request.param
+
+
+@pytest.fixture
+def cuda():
+    """For what only a GPU has."""
+    if reason := _no_cuda():
+        pytest.skip(reason)
+    return "cuda"
+
+
 @pytest.fixture
 def float64():
     """float64 as the default dtype: for tests of behaviour, where rounding is beside the point."""
@@ -45,7 +68,9 @@ def float64():
 
 def pytest_report_header():
     forced = os.environ.get("SEQKERN_CPU_CAPABILITY")
+    reason = _no_cuda()
+    gpu = f"none run ({reason})" if reason else f"on {torch.cuda.get_device_name()}"
     return (
         f"seqkern: CPU kernels {seqkern.cpu_capabilities()}, in use {seqkern.cpu_capability()}"
-        f"{' (forced)' if forced else ''}; torch {torch.__version__}, {_THREADS} threads"
+        f"{' (forced)' if forced else ''}; CUDA kernels {gpu}; torch {torch.__version__}, {_THREADS} threads"
     )

@@ -65,16 +65,16 @@ class Case:
 
         return {name: t.to(dtype) for name, t in named.items()}
 
-    def call(self, module, *tensors: Tensor):
+    def call(self, module, *tensors: Tensor, save: str = "gates"):
         """The layer by seqkern.functional or seqkern.reference, on tensors in the order of
         arguments()."""
         if self.cell == "lstm":
             input, h_0, c_0, *params = tensors
-            return module.lstm(input, h_0, c_0, params, self.sizes())
+            return module.lstm(input, h_0, c_0, params, self.sizes(), save)
         input, h_0, *params = tensors
         if self.cell == "gru":
-            return module.gru(input, h_0, params, self.sizes())
-        return module.rnn(input, h_0, params, self.sizes(), self.cell[4:])
+            return module.gru(input, h_0, params, self.sizes(), save)
+        return module.rnn(input, h_0, params, self.sizes(), self.cell[4:], save)
 
     def call_torch(self, *tensors: Tensor):
         """The layer by torch's own function."""
@@ -92,7 +92,7 @@ def gradients(function, arguments: dict[str, Tensor], seed: int = 1) -> dict[str
     leaves = {name: t.detach().clone().requires_grad_() for name, t in arguments.items()}
     results = function(*leaves.values())
     g = torch.Generator().manual_seed(seed)
-    weights = [torch.randn(r.shape, generator=g, dtype=torch.float64).to(r.dtype) for r in results]
+    weights = [torch.randn(r.shape, generator=g, dtype=torch.float64).to(r) for r in results]
     torch.autograd.backward(results, weights)
     named = dict(zip(("output", "h_n", "c_n"), (r.detach() for r in results), strict=False))
     return named | {f"grad_{name}": t.grad for name, t in leaves.items()}
@@ -109,8 +109,11 @@ def check_levels(case: Case, dtype: torch.dtype) -> None:
     check_runs(case, dtype, levels)
 
 
-def check_runs(case: Case, dtype: torch.dtype, contexts: dict) -> dict[str, dict]:
-    """The same for the kernels in each of the contexts, by name; returns their results."""
+def check_runs(
+    case: Case, dtype: torch.dtype, contexts: dict, device: str = "cpu", **options
+) -> dict[str, dict]:
+    """The same for the kernels in each of the contexts, by name, on a device; returns their
+    results. torch's, which are the bar, are those of the CPU. options are functional's."""
     batch = case.B if case.batch_sizes is None else case.batch_sizes[0]
     draws = max(1, 32 // max(1, batch * case.H))
     cases = [replace(case, seed=case.seed + draw) for draw in range(draws)]
@@ -119,7 +122,7 @@ def check_runs(case: Case, dtype: torch.dtype, contexts: dict) -> dict[str, dict
     results = {}
     for name, context in contexts.items():
         with context:
-            results[name] = _stacked([_kernel(c, dtype) for c in cases])
+            results[name] = _stacked([_kernel(c, dtype, device, **options) for c in cases])
         check_all(results[name], exact, torchs, f"{name}: ")
     return results
 
@@ -128,8 +131,10 @@ def _stacked(draws: list[dict]) -> dict:
     return {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}
 
 
-def _kernel(case: Case, dtype: torch.dtype) -> dict:
-    return gradients(lambda *t: case.call(functional, *t), case.arguments(dtype))
+def _kernel(case: Case, dtype: torch.dtype, device: str, **options) -> dict:
+    arguments = {name: t.to(device) for name, t in case.arguments(dtype).items()}
+    results = gradients(lambda *t: case.call(functional, *t, **options), arguments)
+    return {name: t.cpu() for name, t in results.items()}
 
 
 def _exact(case: Case, dtype: torch.dtype) -> dict:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import benchmarks.__main__ as command
-from benchmarks import check, compare, environment, memory, peers, report, roofline, run
+from benchmarks import check, compare, device, environment, memory, peers, report, roofline, run
 from benchmarks.cases import CELLS, GRIDS, LAYERS, MODES, Case, grid
 from benchmarks.progress import Progress
 from benchmarks.results import Record, Results
@@ -535,6 +535,78 @@ def test_list_command_and_bad_options(capsys):
             command.main(["list", *bad] if bad[0] != "--seconds" else bad)
         assert stopped.value.code == 2
         assert bad[0] in capsys.readouterr().err
+
+
+# cases of a GPU
+
+
+def test_cases_of_a_gpu():
+    cases = grid("standard", [2, 4], "cuda")
+    assert {case.dtype for case in cases} == {"float16", "bfloat16", "float32", "float64"}
+    assert all(case.device == "cuda" and case.at_least is None for case in cases)
+    assert {case.dtype for case in cases if case.mode == "step"} == {"float32"}
+    names = {case.name for case in cases}
+    assert len(names) == len(cases) and "GRU train T100 B32 H128 f16 cuda" in names
+    assert names.isdisjoint(case.name for case in grid("standard", [1]))
+    assert {peer for peer in peers.PEERS if any(peers.takes(peer, c) for c in cases)} == {
+        "torch.nn"
+    }
+
+
+@pytest.mark.parametrize(
+    ("gpu", "built", "message"),
+    [(False, True, "PyTorch sees no GPU"), (True, False, "has no CUDA kernels")],
+)
+def test_what_a_gpu_run_lacks(monkeypatch, gpu, built, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr("seqkern.ops.CUDA_KERNELS", built)
+    with pytest.raises(SystemExit, match=f"^--device cuda: .*{message}"):
+        command.main(["--device", "cuda", "--grid", "quick"])
+
+
+@pytest.fixture
+def gpu_is_the_cpu(monkeypatch):
+    """The path of a GPU's cases, their tensors on the CPU; what was synchronised comes back."""
+    called = []
+    monkeypatch.setattr(peers, "place", lambda value, case: value)
+    monkeypatch.setattr(device, "synchronize", lambda: called.append("synchronize"))
+    monkeypatch.setattr(device, "require", lambda _: None)
+    monkeypatch.setattr(device, "environment", lambda name: {"gpu": "none"} if name else {})
+    return called
+
+
+def test_a_timing_ends_when_the_device_is_done(gpu_is_the_cpu):
+    """Two readings of the clock around each timing, and the device waits before each."""
+    case = Case("LSTM", "train", 3, 2, 8, device="cuda")
+    log = gpu_is_the_cpu
+    functions = {name: lambda name=name: log.append(name) for name in ("torch.nn", "seqkern")}
+    interleave(functions, 1e-9, shortest=1e-9, now=device.clock(case))
+    text = " ".join(log)
+    assert "synchronize torch.nn synchronize synchronize seqkern synchronize" in text
+    log.clear()
+    interleave(functions, 1e-9, shortest=1e-9, now=device.clock(CASE))
+    assert "synchronize" not in log
+
+
+def test_a_gpu_run_from_command_to_report(tmp_path, capsys, gpu_is_the_cpu, monkeypatch):
+    kept = [case for case in grid("quick", [1], "cuda") if case.mode == "train" and case.B == 1]
+    small = [Case.from_dict({**case.as_dict(), "T": 3, "B": 2, "H": 8}) for case in kept]
+    monkeypatch.setattr(command, "grid", lambda *_: small)
+    output = tmp_path / "a.json"
+    options = ["--device", "cuda", "--seconds", "0.001", "--output", str(output)]
+    assert command.main(options) == 0, capsys.readouterr().out
+    assert len(small) == 9 and gpu_is_the_cpu
+    text = capsys.readouterr().out
+    assert "gpu none" in text and "GRU train padded float16 cuda, over torch.nn" in text
+    assert "GF/s" not in text
+    results = Results.load(output)
+    assert results.records.keys() == {case.name for case in small}
+    for found in results.records.values():
+        assert found.roofline is None and found.share() is None and found.memory is None
+        assert len(found.seconds["torch.nn"]) == len(found.seconds["seqkern"]) >= 5
+    pytest.importorskip("matplotlib")
+    assert command.main(["report", str(output), "--output", str(tmp_path)]) == 0
+    assert "RNN train T3 B2 H8 bf16 cuda" in (tmp_path / "report.md").read_text()
 
 
 def test_environment_names_its_differences():

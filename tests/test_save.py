@@ -14,16 +14,6 @@ import seqkern
 from seqkern import functional
 
 
-def with_states(case, *tensors):
-    """The case's layer with save="states"."""
-    function = getattr(functional, case.cell.partition("_")[0])
-    keywords = {"batch_sizes": case.sizes(), "save": "states"}
-    if case.cell.startswith("rnn"):
-        keywords["nonlinearity"] = case.cell[4:]
-    states = 2 if case.cell == "lstm" else 1
-    return function(*tensors[: 1 + states], tensors[1 + states :], **keywords)
-
-
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
 @pytest.mark.parametrize("sizes", (None, (5, 5, 3, 1)), ids=("padded", "ragged"))
 @pytest.mark.parametrize("D", (1, 2))
@@ -38,7 +28,7 @@ def test_results_and_gradients(capability, cell, D, sizes, dtype):
             lambda *t, c=case: c.call(functional, *t), {k: v.double() for k, v in arguments.items()}
         )
         gates = gradients(lambda *t, c=case: c.call(functional, *t), arguments)
-        states = gradients(lambda *t, c=case: with_states(c, *t), arguments)
+        states = gradients(lambda *t, c=case: c.call(functional, *t, save="states"), arguments)
         check_all(states, exact, gates)
 
 
@@ -46,8 +36,10 @@ def test_results_and_gradients(capability, cell, D, sizes, dtype):
 def test_gradcheck(cell):
     case = Case(cell, T=4, B=2, D=2)
     arguments = [t.requires_grad_() for t in case.arguments().values()]
-    assert torch.autograd.gradcheck(lambda *t: with_states(case, *t), arguments)
-    assert torch.autograd.gradgradcheck(lambda *t: with_states(case, *t), arguments)
+    assert torch.autograd.gradcheck(lambda *t: case.call(functional, *t, save="states"), arguments)
+    assert torch.autograd.gradgradcheck(
+        lambda *t: case.call(functional, *t, save="states"), arguments
+    )
 
 
 def held(module, input):

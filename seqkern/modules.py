@@ -517,7 +517,8 @@ class _Cell(nn.RNNCellBase):
         if states is None:
             states = self._zeros(input)
         weights = self._weights()
-        if _needs_torch(weights[0]):
+        # torch takes cells without units; the kernels have nothing to do for them.
+        if _needs_torch(weights[0]) or self.hidden_size == 0:
             return torch_function(input, states if len(states) == 2 else states[0], *weights)
         try:
             return function(input, *states, *weights)

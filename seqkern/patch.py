@@ -72,14 +72,18 @@ class patch(contextlib.ContextDecorator):
 
 def _install() -> contextlib.ExitStack:
     """Switches everything; closing what it returns takes it back."""
-    with contextlib.ExitStack() as undo:
+    undo = contextlib.ExitStack()
+    try:
         for torchs, ours in SEQKERN_CLASSES.items():
             undo.callback(setattr, ours, "__bases__", ours.__bases__)
             ours.__bases__ = (*ours.__bases__, torchs)
             undo.callback(setattr, torchs, "__init__", torchs.__init__)
             torchs.__init__ = _constructor(torchs, ours)
-        undo.enter_context(_allow_rnn())
-        return undo.pop_all()
+        _allow_rnn(undo)
+    except BaseException:
+        undo.close()
+        raise
+    return undo
 
 
 def _constructor(torchs: type, ours: type):
@@ -104,27 +108,20 @@ def _constructor(torchs: type, ours: type):
 _CONFIG = "torch._dynamo.config"
 
 
-@contextlib.contextmanager
-def _allow_rnn():
-    before = []
+def _allow_rnn(undo: contextlib.ExitStack) -> None:
+    """Sets it, now or once it is there; ``undo`` gets what restores it. (No generator: one that is
+    left suspended when Python ends is closed after the modules are gone.)"""
 
     def allow(config):
-        before.append(config.allow_rnn)
+        undo.callback(setattr, config, "allow_rnn", config.allow_rnn)
         config.allow_rnn = True
 
-    finder = None
     if _CONFIG in sys.modules:
         allow(sys.modules[_CONFIG])
-    else:
-        finder = _AfterImport(_CONFIG, allow)
-        sys.meta_path.insert(0, finder)
-    try:
-        yield
-    finally:
-        if finder in sys.meta_path:
-            sys.meta_path.remove(finder)
-        if before:
-            sys.modules[_CONFIG].allow_rnn = before[0]
+        return
+    finder = _AfterImport(_CONFIG, allow)
+    sys.meta_path.insert(0, finder)
+    undo.callback(lambda: finder in sys.meta_path and sys.meta_path.remove(finder))
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):

@@ -524,3 +524,14 @@ patch.stop()
 assert not torch._dynamo.config.allow_rnn and len(sys.meta_path) == finders - 1
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize("dynamo", (False, True), ids=("before dynamo", "after dynamo"))
+def test_a_patch_left_on_says_nothing_at_exit(dynamo):
+    program = "import torch, seqkern; seqkern.patch().start(); torch.nn.GRU(3, 4)"
+    if dynamo:
+        program = "import torch._dynamo; " + program
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    )
+    assert done.stderr == ""

@@ -69,7 +69,7 @@ def float64():
 def pytest_report_header():
     forced = os.environ.get("SEQKERN_CPU_CAPABILITY")
     reason = _no_cuda()
-    gpu = f"none run ({reason})" if reason else f"on {torch.cuda.get_device_name()}"
+    gpu = f"not run ({reason})" if reason else f"run on {torch.cuda.device_count()} GPUs"
     return (
         f"seqkern: CPU kernels {seqkern.cpu_capabilities()}, in use {seqkern.cpu_capability()}"
         f"{' (forced)' if forced else ''}; CUDA kernels {gpu}; torch {torch.__version__}, {_THREADS} threads"

@@ -67,6 +67,20 @@ class _Layers(nn.RNNBase):
     def flatten_parameters(self) -> None:
         """Does nothing: the kernels take the parameters as they lie."""
 
+    # Whether someone has set _flat_weights to other tensors than the parameters, as programs do
+    # that want torch's forward to use those.
+    _flat_weights_given = False
+
+    def __setattr__(self, name, value) -> None:
+        super().__setattr__(name, value)
+        if name == "_flat_weights":
+            named = [getattr(self, n, None) for n in self._flat_weights_names]
+            given = len(value) != len(named) or any(
+                a is not b for a, b in zip(value, named, strict=True)
+            )
+            if given != self._flat_weights_given:
+                self._flat_weights_given = given
+
     def _forward(self, input, states, lengths):
         """torch's forward: output and the tuple of final states."""
         if isinstance(input, PackedSequence):
@@ -195,6 +209,9 @@ class _Layers(nn.RNNBase):
     def _weights(self) -> list[Tensor]:
         """The parameters in torch's flat order, by name at every call: users swap them in many
         ways."""
+        if self._flat_weights_given:
+            self._update_flat_weights()
+            return self._flat_weights
         registered = self._parameters
         return [
             weight if (weight := registered.get(name)) is not None else getattr(self, name)

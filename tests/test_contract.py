@@ -55,6 +55,21 @@ def other(module):
 # ---- Calls ----
 
 
+@row(*LAYERS)
+def flat_weights_set_by_hand(C):
+    m = C(3, 4, 2, bidirectional=True)
+    x = _x(m)
+    before = m(x)
+    m._flat_weights = [w.detach() / 2 for w in m._flat_weights]
+    results = [before, m(x), copy.deepcopy(m)(x)]
+    m.weight_ih_l0 = nn.Parameter(randn(m.weight_ih_l0.shape))
+    results.append(m(x))
+    m._flat_weights = [getattr(m, name) for name in m._flat_weights_names]
+    results.append(m(x))
+    m._flat_weights = [w.detach() / 2 for w in m._flat_weights]
+    return [*results, m.double()(x.double())]
+
+
 @row()
 def by_keyword(C):
     m = C(3, 4)

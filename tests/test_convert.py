@@ -535,3 +535,19 @@ def test_a_patch_left_on_says_nothing_at_exit(dynamo):
         [sys.executable, "-c", program], check=True, capture_output=True, text=True
     )
     assert done.stderr == ""
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_quantization_takes_what_to_torch_gives():
+    """torch.ao goes by exact type; its dynamic quantization passes over other modules."""
+    if "fbgemm" not in torch.backends.quantized.supported_engines:
+        pytest.skip("this PyTorch has no fbgemm")
+    model = nn.Sequential(nn.LSTM(3, 4))
+    ours = seqkern.convert(model)
+    quantize = torch.ao.quantization.quantize_dynamic
+    assert type(quantize(ours, {nn.LSTM})[0]) is seqkern.LSTM
+    x = torch.randn(5, 2, 3)
+    expected = quantize(model, {nn.LSTM})(x)
+    quantized = quantize(seqkern.to_torch(ours), {nn.LSTM})
+    assert type(quantized[0]) is torch.ao.nn.quantized.dynamic.LSTM
+    assert torch.equal(quantized(x)[0], expected[0])

@@ -66,11 +66,17 @@ def plot_lines(plt, records: list[Record], axis: str):
         if all(r.roofline for r in group):
             roof = [1e3 * r.roofline for r in group]
             panel.loglog(places, roof, "k:", label="roofline")
-        panel.set_title(f"{cell} {mode}, " + " ".join(f"{k} {v}" for k, v in fixed), fontsize=9)
+        sizes = ", ".join(v if k == "where" else f"{k} {v}" for k, v in fixed)
+        panel.set_title(f"{cell} {mode}, {sizes}", fontsize=9)
         panel.set_xlabel(axis)
         panel.set_ylabel("ms")
         panel.grid(alpha=0.3)
-    panels.flat[0].legend(fontsize=8)
+    # One legend: a panel has only the implementations that take its cases.
+    lines = {line.get_label(): line for panel in panels.flat for line in panel.get_lines()}
+    names = [name for name in (*PEERS, OURS, "roofline") if name in lines]
+    figure.legend(
+        [lines[name] for name in names], names, loc="outside upper center", ncols=len(names)
+    )
     return figure
 
 
@@ -161,7 +167,7 @@ def draw(records: list[Record], folder: Path) -> list[str]:
     for name, plot in PLOTS.items():
         figure = plot(plt, records)
         if figure is not None:
-            figure.tight_layout()
+            figure.set_layout_engine("constrained")
             figure.savefig(folder / name, dpi=120)
             plt.close(figure)
             written.append(name)

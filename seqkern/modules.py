@@ -510,6 +510,8 @@ class RNN(_Layers, ScriptedOneState):
 class _Cell(nn.RNNCellBase):
     """What the cells share. ``states`` is (h, c), (h,) or None."""
 
+    _no_states = (None,)  # an operator's state of zeros
+
     def _step(self, step, function, torch_function, input: Tensor, states):
         """The next states as ``function`` of seqkern.functional returns them. ``step`` is its
         operator for plain arguments: they go there at once, as a step takes but microseconds."""
@@ -517,9 +519,8 @@ class _Cell(nn.RNNCellBase):
             get = self._parameters.get
             weights = get("weight_ih"), get("weight_hh"), get("bias_ih"), get("bias_hh")
             if weights[0] is not None and weights[1] is not None:
-                given = self._zeros(input) if states is None else states
                 try:
-                    return step(input, *given, *weights)
+                    return step(input, *(states or self._no_states), *weights)
                 except RuntimeError:
                     pass  # what does not fit is told apart below
         if input.dim() != 2:
@@ -609,6 +610,8 @@ class LSTMCell(_Cell):
             return self._step(_lstm_step, lstm_cell, _torch_lstm_cell, input, hx)
 
     _scripted = scripted_cell(nn.LSTMCell)
+
+    _no_states = (None, None)
 
     def _zeros(self, input: Tensor) -> tuple[Tensor, ...]:
         return super()._zeros(input) * 2

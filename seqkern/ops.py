@@ -102,12 +102,12 @@ def _fake_backward(cell: str):
     return fake
 
 
-def _fake_step(input, h, *rest):
-    return h.new_empty(h.shape)
+def _fake_step(input, h, w_ih, w_hh, *biases):
+    return input.new_empty(input.size(0), w_hh.size(1))
 
 
-def _fake_step_with_state(input, h, c, *rest):
-    return h.new_empty(h.shape), c.new_empty(c.shape)
+def _fake_step_with_state(input, h, c, *weights):
+    return _fake_step(input, h, *weights), _fake_step(input, c, *weights)
 
 
 # ---- vmap ----

@@ -57,7 +57,7 @@ def compare(cell, given, module, dtype):
 @pytest.mark.parametrize("bias", (True, False), ids=("bias", "no_bias"))
 @pytest.mark.parametrize("cell", CELLS)
 def test_sizes(capability, cell, bias, dtype):
-    for B in (0, 1, 2, 3, 4, 7, 8, 9, 33):
+    for B in (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 33, 64, 65):
         for I, H in ((1, 1), (3, 2), (17, 7), (5, 16), (16, 17), (33, 15), (40, 130)):
             compare(cell, *arguments(cell, B, I, H, bias), dtype)
 
@@ -73,6 +73,26 @@ def test_short_dtypes(cell, dtype):
     expected = ops.FORWARD[cell](x, None, h, c[0] if c else None, given[n:], "none")[1:n]
     for a, e in zip(actual, expected, strict=True):
         assert torch.equal(a, e[0])
+
+
+@pytest.mark.parametrize("B", (0, 1, 70))
+@pytest.mark.parametrize("cell", CELLS)
+def test_no_state_is_a_state_of_zeros(cell, B):
+    given, _ = arguments(cell, B, 5, 17)
+    states = 2 if cell == "lstm" else 1
+    x, params = given[0], given[1 + states :]
+    zeros = results(ops.STEP[cell](x, *[torch.zeros(B, 17).double()] * states, *params))
+    none = results(ops.STEP[cell](x, *[None] * states, *params))
+    assert all(torch.equal(a, b) for a, b in zip(zeros, none, strict=True))
+    torch.library.opcheck(ops.STEP[cell], (x, *[None] * states, *params))
+
+
+def test_one_state_alone_is_refused():
+    (x, h, _, *params), _ = arguments("lstm", 2, 5, 17)
+    with pytest.raises(RuntimeError, match="expected both h and c or neither, got h alone"):
+        ops.STEP["lstm"](x, h, None, *params)
+    with pytest.raises(RuntimeError, match="w_hh"):
+        ops.STEP["gru"](x, None, params[0], params[1][0], None, None)
 
 
 @pytest.mark.parametrize("threads", (1, 2, 3, 8))

@@ -142,6 +142,9 @@ struct LayerKernels {
                     T* packed, int index, int count);
   void (*gemm)(const GemmArgs<T>&, T* scratch, int index, int count);
 
+  // Rows up to which `step` is faster than two large products and the gates.
+  int64_t step_rows;
+
   // Hidden units in one panel of each cell, forward: no finer split of the units exists.
   int panel_units[kNumCells];
 };

@@ -35,10 +35,11 @@ SEQKERN_INLINE Vec<T> fold_all(const Vec<T>* v, int64_t stride) {
   }
 }
 
-// Weight rows and batch rows whose products are summed at once, in registers.
+// Weight rows and batch rows whose products are summed at once, in registers: 24 sums, 6 vectors of
+// x and a weight with 32 of them; 12, 3 and 1 with 16.
 template <class T>
 inline constexpr int kStepWeights = Simd<T>::kLanes < 4 ? Simd<T>::kLanes : 4;
-inline constexpr int kStepTile = kVectorBytes == 64 ? 4 : 2;
+inline constexpr int kStepTile = kVectorBytes == 64 ? 6 : 3;
 
 // sum[r][b] += the products, lane by lane, of w[r] [k] with row b of a [Rows, k].
 template <class T, int Rows>
@@ -49,12 +50,12 @@ SEQKERN_INLINE void multiply_lanes(Vec<T> (&sum)[kStepWeights<T>][Rows],
   constexpr int kLanes = Simd<T>::kLanes;
   const auto add = [&](auto&& part) __attribute__((always_inline)) {
     V x[Rows];
-#pragma GCC unroll 4
+#pragma GCC unroll 6
     for (int b = 0; b < Rows; ++b) x[b] = part(a + b * k);
 #pragma GCC unroll 4
     for (int r = 0; r < kStepWeights<T>; ++r) {
       const V weight = part(w[r]);
-#pragma GCC unroll 4
+#pragma GCC unroll 6
       for (int b = 0; b < Rows; ++b) sum[r][b] += weight * x[b];
     }
   };
@@ -85,7 +86,7 @@ void step_products(const StepArgs<T>& a, int64_t unit, int64_t first, Vec<T>* x,
   using V = Vec<T>;
   constexpr int kLanes = Simd<T>::kLanes, kWeights = kStepWeights<T>, kParts = kLanes / kWeights;
   const auto reduce = [&](V(&sum)[kWeights][Rows], V(&parts)[Rows][kParts], int part) {
-#pragma GCC unroll 4
+#pragma GCC unroll 6
     for (int b = 0; b < Rows; ++b) {
       parts[b][part] = fold_all<T, kWeights, kLanes>(&sum[0][b], Rows);
     }
@@ -163,7 +164,7 @@ SEQKERN_INLINE void finish_step(const StepArgs<T>& a, int64_t unit, int64_t firs
 }
 
 template <class C, class T, int Rows>
-SEQKERN_INLINE void step_units(const StepArgs<T>& a, int64_t unit, int64_t first) {
+void step_units(const StepArgs<T>& a, int64_t unit, int64_t first) {
   constexpr int G = C::kGates;
   Vec<T> product[G * Rows], recurrent[Rows];
   step_products<C, T, Rows>(a, unit, first, product, recurrent);
@@ -177,18 +178,34 @@ SEQKERN_INLINE void step_units(const StepArgs<T>& a, int64_t unit, int64_t first
 }
 
 template <class C, class T>
+using StepUnits = void (*)(const StepArgs<T>&, int64_t, int64_t);
+
+// step_units<C, T, rows> for rows in [1, kStepTile]
+template <class C, class T, int Rows = kStepTile>
+SEQKERN_INLINE StepUnits<C, T> step_units_for(int64_t rows) {
+  if constexpr (Rows == 1) {
+    return step_units<C, T, 1>;
+  } else {
+    return rows == Rows ? step_units<C, T, Rows> : step_units_for<C, T, Rows - 1>(rows);
+  }
+}
+
+template <class C, class T>
 void step(const StepArgs<T>& a, int index, int count) {
   constexpr int kLanes = Simd<T>::kLanes;
   const Range mine = share(ceil_div(a.H, kLanes), index, count);
+  const int64_t tiles = ceil_div(a.B, kStepTile);
   for (int64_t p = mine.begin; p < mine.end; ++p) {
-    int64_t row = 0;
-    if constexpr (kStepTile == 4) {
-      for (; row + 4 <= a.B; row += 4) step_units<C, T, 4>(a, p * kLanes, row);
+    for (int64_t i = 0; i < tiles; ++i) {
+      const int64_t first = a.B * i / tiles, rows = a.B * (i + 1) / tiles - first;
+      step_units_for<C, T>(rows)(a, p * kLanes, first);
     }
-    for (; row + 2 <= a.B; row += 2) step_units<C, T, 2>(a, p * kLanes, row);
-    if (row < a.B) step_units<C, T, 1>(a, p * kLanes, row);
   }
 }
+
+// Rows up to which `step` takes less time than the large products, which pack the weights: with 16
+// registers a tile has too few sums for the weights that it loads.
+inline constexpr int64_t kStepRows = kVectorBytes == 64 ? 64 : 8;
 
 // The same on packed weights (pack_gates): the register tile, for any number of rows.
 template <class C, class T>

@@ -1,6 +1,7 @@
 // The dispatcher's view of seqkern: one forward and one backward operator per cell, all with the
 // same schema, and beside them those for single steps of inference. The fake kernels and the vmap
 // rules are in seqkern/ops.py, the derivative in seqkern/autograd.py.
+#include <ATen/Functions.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
@@ -35,11 +36,12 @@ constexpr const char* kBackwardSchema =
     "(Tensor grad_input, Tensor grad_h_0, Tensor grad_c_0, Tensor[] grad_params, "
     "Tensor step_grad_h, Tensor step_grad_c)";
 
-// One step of a cell, without derivative.
+// One step of a cell, without derivative; from a state of zeros where none is given.
 constexpr const char* kStepSchema =
-    "_step(Tensor input, Tensor h, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh) -> Tensor";
+    "_step(Tensor input, Tensor? h, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh) -> "
+    "Tensor";
 constexpr const char* kStepWithStateSchema =
-    "_step(Tensor input, Tensor h, Tensor c, Tensor w_ih, Tensor w_hh, Tensor? b_ih, "
+    "_step(Tensor input, Tensor? h, Tensor? c, Tensor w_ih, Tensor w_hh, Tensor? b_ih, "
     "Tensor? b_hh) -> (Tensor h, Tensor c)";
 
 // Inference step by step on weights that are packed once (seqkern.Stream). vector_bytes is that of
@@ -100,20 +102,33 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>, Tensor, Tensor> backward
   return {r.grad_input, r.grad_h_0, r.grad_c_0, r.grad_params, r.step_grad_h, r.step_grad_c};
 }
 
+// [B, H]
+Tensor zero_state(Cell cell, const Tensor& input, const Tensor& w_hh) {
+  TORCH_CHECK(input.dim() == 2 && w_hh.dim() == 2, "seqkern::", cell_info(cell).name,
+              "_step: input must be [B, I] and w_hh [G*H, H], got ", input.sizes(), " and ",
+              w_hh.sizes());
+  return at::zeros({input.size(0), w_hh.size(1)}, input.options());
+}
+
 // run: step_cpu or step_cuda
 template <Cell cell, auto run>
-Tensor step(const Tensor& input, const Tensor& h, const Tensor& w_ih, const Tensor& w_hh,
+Tensor step(const Tensor& input, const Optional& h, const Tensor& w_ih, const Tensor& w_hh,
             const Optional& b_ih, const Optional& b_hh) {
-  return run(cell, input, h, Tensor(), w_ih, w_hh, b_ih.value_or(Tensor()), b_hh.value_or(Tensor()))
+  return run(cell, input, h ? *h : zero_state(cell, input, w_hh), Tensor(), w_ih, w_hh,
+             b_ih.value_or(Tensor()), b_hh.value_or(Tensor()))
       .h;
 }
 
 template <Cell cell, auto run>
-std::tuple<Tensor, Tensor> step_with_state(const Tensor& input, const Tensor& h, const Tensor& c,
-                                           const Tensor& w_ih, const Tensor& w_hh,
-                                           const Optional& b_ih, const Optional& b_hh) {
-  StepResult r =
-      run(cell, input, h, c, w_ih, w_hh, b_ih.value_or(Tensor()), b_hh.value_or(Tensor()));
+std::tuple<Tensor, Tensor> step_with_state(const Tensor& input, const Optional& h,
+                                           const Optional& c, const Tensor& w_ih,
+                                           const Tensor& w_hh, const Optional& b_ih,
+                                           const Optional& b_hh) {
+  TORCH_CHECK(h.has_value() == c.has_value(), "seqkern::", cell_info(cell).name,
+              "_step: expected both h and c or neither, got ", h ? "h" : "c", " alone");
+  const Tensor zeros = h ? Tensor() : zero_state(cell, input, w_hh);
+  StepResult r = run(cell, input, h.value_or(zeros), c.value_or(zeros), w_ih, w_hh,
+                     b_ih.value_or(Tensor()), b_hh.value_or(Tensor()));
   return {r.h, r.c};
 }
 

@@ -17,9 +17,6 @@ namespace {
 
 using at::Tensor;
 
-// With more rows the large matrix product is faster than sums of dot products.
-constexpr int64_t kMaxRows = 8;
-
 template <typename T>
 const cpu::LayerKernels<T>& kernels() {
   if constexpr (std::is_same_v<T, float>) {
@@ -27,6 +24,13 @@ const cpu::LayerKernels<T>& kernels() {
   } else {
     return cpu::kernels().f64;
   }
+}
+
+// Rows up to which the step kernel is the faster way; 0 where there is none.
+int64_t max_rows(at::ScalarType dtype) {
+  return dtype == at::kFloat    ? kernels<float>().step_rows
+         : dtype == at::kDouble ? kernels<double>().step_rows
+                                : 0;
 }
 
 template <typename T>
@@ -75,8 +79,10 @@ template <typename T>
 ForwardResult forward_step(const Layer& s, const Tensor& input, const Tensor& h_0,
                            const Tensor& c_0, Save save) {
   const Tensor x = input.contiguous(), h0 = h_0.contiguous();
-  const auto options = input.options();
-  const auto empty = [&](at::IntArrayRef sizes) { return at::empty(sizes, options); };
+  // Past the dispatcher: it would take longer than a small step.
+  const auto empty = [&](at::IntArrayRef sizes) {
+    return at::detail::empty_cpu(sizes, input.options());
+  };
   const int64_t B = s.B, H = s.H;
   const bool has_c = s.info.has_cell_state, save_gates = save == Save::Gates && s.info.saved > 0;
   Tensor output = empty(s.sequence_sizes(s.D * H)), h_n = empty({s.D, B, H});
@@ -104,7 +110,12 @@ ForwardResult forward_step(const Layer& s, const Tensor& input, const Tensor& h_
                     .c_n = has_c ? write<T>(c_n) + d * B * H : nullptr,
                     .gates = save_gates ? write<T>(gates) + d * B * s.info.saved * H : nullptr});
   }
-  h_n.copy_(output.view({B, s.D, H}).transpose(0, 1));
+  for (int64_t d = 0; d < s.D; ++d) {
+    for (int64_t b = 0; b < B; ++b) {
+      std::memcpy(write<T>(h_n) + (d * B + b) * H, read<T>(output) + (b * s.D + d) * H,
+                  H * sizeof(T));
+    }
+  }
   // Every c_t of one step is c_n; outputs of an operator may not alias.
   Tensor cells = has_c && save != Save::None ? c_n.clone() : empty({0});
   return {output, h_n, c_n, gates, cells};
@@ -158,9 +169,7 @@ void stream_step(Cell cell, const Tensor& input, const Tensor& h, const Tensor& 
 }  // namespace
 
 bool is_step(const Layer& s, const Tensor& input) {
-  const auto dtype = input.scalar_type();
-  return s.T == 1 && s.B > 0 && s.B <= kMaxRows && !s.projection &&
-         (dtype == at::kFloat || dtype == at::kDouble);
+  return s.T == 1 && s.B > 0 && s.B <= max_rows(input.scalar_type()) && !s.projection;
 }
 
 ForwardResult forward_step(const Layer& s, const Tensor& input, const Tensor& h_0,
@@ -184,9 +193,9 @@ StepResult step_cpu(Cell cell, const Tensor& input, const Tensor& h, const Tenso
     return t.dim() == 1 && t.size(0) == size && t.scalar_type() == dtype && t.is_cpu() &&
            t.is_contiguous();
   };
-  if (input.dim() == 2 && h.dim() == 2 && (dtype == at::kFloat || dtype == at::kDouble)) {
+  if (const int64_t most = max_rows(dtype); most > 0 && input.dim() == 2 && h.dim() == 2) {
     const int64_t B = input.size(0), I = input.size(1), H = h.size(1), width = info.gates * H;
-    if (B > 0 && B <= kMaxRows && H > 0 && plain(input, B, I) && plain(h, B, H) &&
+    if (B > 0 && B <= most && H > 0 && plain(input, B, I) && plain(h, B, H) &&
         plain(w_ih, width, I) && plain(w_hh, width, H) && c.defined() == info.has_cell_state &&
         (!c.defined() || plain(c, B, H)) && b_ih.defined() == b_hh.defined() &&
         (!b_ih.defined() || (plain_bias(b_ih, width) && plain_bias(b_hh, width)))) {

@@ -79,8 +79,8 @@ struct BackwardArgs {
 template <typename T>
 struct ActivateArgs {
   int64_t H, rows;
-  const T* x;        // [rows, G*H]: W_ih x, no bias
-  const T* product;  // [rows, G*H]: W_hh h_{t-1}, no bias
+  const T* x;        // [rows, G*H]: W_ih x, no bias; may be gates where S = G
+  const T* product;  // [rows, G*H]: W_hh h_{t-1}, no bias; null where x has it
   const T* bias;     // as in ForwardArgs
   T* gates;          // [rows, S*H]
 };

@@ -213,7 +213,7 @@ void activate(const ActivateArgs<T>& a, const Worker& worker) {
           for (int g = 0; g < G; ++g) {
             const int64_t i = row * G * H + g * H + unit;
             x[g] = lanes.get(a.x + i) + lanes.get(a.bias + g * H + unit);
-            q[g] = lanes.get(a.product + i);
+            q[g] = a.product ? lanes.get(a.product + i) : V{};
           }
           if constexpr (C::kRecurrentBias) q[G - 1] += lanes.get(a.bias + G * H + unit);
           C::template activate<Math<T>>(x, q, saved);

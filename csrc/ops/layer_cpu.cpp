@@ -328,6 +328,8 @@ BackwardResult backward(const Layer& s, const BackwardInputs& in) {
   const int panel_units = table.panel_units[static_cast<int>(Cell::RnnTanh)];
   Run<T> run(s, in.input.options(), info.grad_gates, panel_units, kBackwardChunkRows);
   const bool recompute = S > 0 && in.gates.dim() == 1;
+  // Where each gate is a function of one sum, both products go into the gates' own place.
+  const bool in_place = S == G && !info.recurrent_bias;
 
   const Tensor x = run.in_compute(in.input).view({s.R, s.I});
   const Tensor h0 = run.in_compute(in.h_0), grad_h_n = run.in_compute(in.grad_h_n);
@@ -356,7 +358,7 @@ BackwardResult backward(const Layer& s, const BackwardInputs& in) {
     Tensor w_hh, w_hr, packed_hh, packed_hr;
     Factor to_x, from_x, from_h;  // what makes grad_x; what the gates are made from again
     Tensor gates;  // [rows, S*H]: made again, or converted from the type they are saved in
-    Tensor x, product, bias;  // of the gates that are made again
+    Tensor x, product, bias;  // what gates are made of again, unless they are where they will be
     Tensor grad_gates;        // [rows, GG*H]
     Tensor next, first;       // [B, GG*H]: of the step after the chunk, of each row's first step
     Tensor grad_h, hidden, h_prev;
@@ -372,9 +374,11 @@ BackwardResult backward(const Layer& s, const BackwardInputs& in) {
     if (recompute) {
       dir.from_x.b = dir.to_x.b.t();
       dir.from_h.b = dir.w_hh.t();
-      dir.x = run.empty({most, G * H});
-      dir.product = run.empty({most, G * H});
       dir.bias = pack_bias(run, s.directions[d]);
+      if (!in_place) {
+        dir.x = run.empty({most, G * H});
+        dir.product = run.empty({most, G * H});
+      }
     }
     if (recompute || (run.converts() && S > 0)) dir.gates = run.empty({most, S * H});
     dir.grad_gates = run.empty({most, width});
@@ -386,8 +390,8 @@ BackwardResult backward(const Layer& s, const BackwardInputs& in) {
       dir.grad_h = run.empty({most, K});
       dir.hidden = run.empty({most, H});
     }
-    // Padded, the product reads h_{t-1} where it lies, in the output.
-    if (recompute || (in.needs_params_grad && s.ragged)) dir.h_prev = run.empty({most, K});
+    // Padded, the products read h_{t-1} where it lies, in the output.
+    if (s.ragged && (recompute || in.needs_params_grad)) dir.h_prev = run.empty({most, K});
     if (in.needs_params_grad) {
       dir.grad_w_ih = run.empty({G * H, s.I});
       dir.grad_w_hh = run.empty({G * H, K});
@@ -395,6 +399,28 @@ BackwardResult backward(const Layer& s, const BackwardInputs& in) {
       if (s.projection) dir.grad_w_hr = run.empty({K, H});
     }
   }
+
+  // Rows [row, row + n) of a chunk, whose steps begin with h.
+  struct Beginning {
+    int64_t row, n;
+    Tensor h;  // [n, K]
+  };
+  const auto beginnings = [&](const Chunk& chunk, int64_t d) -> std::vector<Beginning> {
+    if (s.ragged) return {{0, chunk.rows, dirs[d].h_prev.narrow(0, 0, chunk.rows)}};
+    // The direction's first step begins with h_0, every other one with the step before it. The most
+    // rows come first: a factor is packed for them, and the few find it so.
+    std::vector<Beginning> found;
+    const int64_t first = d == 0 ? 0 : s.T - 1;
+    const bool begins = chunk.begin <= first && first < chunk.end;
+    const int64_t from = chunk.begin + (begins && d == 0), n = chunk.end - chunk.begin - begins;
+    if (n > 0) {
+      const int64_t before = d == 0 ? from - 1 : from + 1;
+      found.push_back({from * s.B - chunk.row, n * s.B,
+                       output_rows.narrow(0, before * s.B, n * s.B).narrow(1, d * K, K)});
+    }
+    if (begins) found.push_back({first * s.B - chunk.row, s.B, h0[d]});
+    return found;
+  };
 
   for (int64_t i = 0; i < run.chunks.size(); ++i) {
     cpu::BackwardArgs<T> args[2];
@@ -420,13 +446,16 @@ BackwardResult backward(const Layer& s, const BackwardInputs& in) {
       }
       const T* gates = nullptr;
       if (recompute) {
-        const Tensor from_x = dir.x.narrow(0, 0, chunk.rows),
-                     from_h = dir.product.narrow(0, 0, chunk.rows);
-        run.multiply(from_x, x.narrow(0, chunk.row, chunk.rows), dir.from_x);
-        run.multiply(from_h, dir.h_prev.narrow(0, 0, chunk.rows), dir.from_h);
+        const Tensor& from_x = in_place ? dir.gates : dir.x;
+        const Tensor& from_h = in_place ? dir.gates : dir.product;
+        run.multiply(from_x.narrow(0, 0, chunk.rows), x.narrow(0, chunk.row, chunk.rows),
+                     dir.from_x);
+        for (const Beginning& rows : beginnings(chunk, d)) {
+          run.multiply(from_h.narrow(0, rows.row, rows.n), rows.h, dir.from_h, in_place);
+        }
         remade[d] = {H,
                      chunk.rows,
-                     data<T>(dir.x),
+                     data<T>(from_x),
                      data<T>(dir.product),
                      data<T>(dir.bias),
                      data<T>(dir.gates)};
@@ -509,23 +538,10 @@ BackwardResult backward(const Layer& s, const BackwardInputs& in) {
           add_product(rotation, 0, head);
           if (rotation > 0) add_product(0, head, rotation);
         };
-        if (dir.h_prev.defined()) {
-          add_recurrent(grad, dir.h_prev.narrow(0, 0, chunk.rows), i > 0);
-        } else {
-          // The direction's first step begins with h_0, every other one with the step before it.
-          const int64_t first = d == 0 ? 0 : s.T - 1;
-          const bool begins = chunk.begin <= first && first < chunk.end;
-          const int64_t from = chunk.begin + (begins && d == 0),
-                        n = chunk.end - chunk.begin - begins;
-          if (begins) {
-            add_recurrent(grad.narrow(0, first * s.B - chunk.row, s.B), h0[d], i > 0);
-          }
-          if (n > 0) {
-            const int64_t before = d == 0 ? from - 1 : from + 1;
-            add_recurrent(grad.narrow(0, from * s.B - chunk.row, n * s.B),
-                          output_rows.narrow(0, before * s.B, n * s.B).narrow(1, d * K, K),
-                          i > 0 || begins);
-          }
+        bool add = i > 0;
+        for (const Beginning& rows : beginnings(chunk, d)) {
+          add_recurrent(grad.narrow(0, rows.row, rows.n), rows.h, add);
+          add = true;
         }
         if (s.bias) dir.grad_b.add_(grad.sum(0));
         if (s.projection) {

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, dropout
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+import seqkern
+
 from . import program
 from .reviews import Reviews, load, load_long
 
@@ -32,11 +34,11 @@ class Body(nn.Module):
     def forward(self, numbers: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """numbers [T, B] -> outputs [T, B, SIZE], zero at the padding, and their means [B, SIZE]."""
         x = dropout(self.embedding(numbers), 0.3, self.training)
-        if isinstance(self.lstm, nn.LSTM):
+        if isinstance(self.lstm, seqkern.LSTM):
+            outputs, _ = self.lstm(x, lengths=lengths)
+        else:
             packed, _ = self.lstm(pack_padded_sequence(x, lengths, enforce_sorted=False))
             outputs, _ = pad_packed_sequence(packed)
-        else:
-            outputs, _ = self.lstm(x, lengths=lengths)
         return outputs, outputs.sum(0) / lengths[:, None]
 
 

@@ -68,7 +68,7 @@ def _swap(model, inplace, classes, function):
             members = {k: v for k, v in vars(cls).items() if k not in ("__dict__", "__weakref__")}
             module.__class__ = type(cls.__name__, (classes[cls.__base__],), members)
         else:
-            # In a patch seqkern's classes are subclasses of torch.nn's: no reason to warn.
+            # seqkern's classes are subclasses of torch.nn's: no reason to warn.
             arrived = classes is SEQKERN_CLASSES and isinstance(module, tuple(_TORCH_CLASSES))
             if isinstance(module, tuple(classes)) and not arrived:
                 subclasses.add(f"{cls.__module__}.{cls.__qualname__}")

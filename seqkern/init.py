@@ -17,8 +17,6 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from seqkern.modules import LSTM, LSTMCell
-
 __all__ = ["forget_bias_", "identity_", "orthogonal_"]
 
 Recurrent = TypeVar("Recurrent", bound=nn.RNNBase | nn.RNNCellBase)
@@ -44,7 +42,7 @@ def forget_bias_(module: Recurrent, value: float = 1.0) -> Recurrent:
     With 1 or more the cell state is kept at first (Gers et al. 2000, Jozefowicz et al. 2015).
     TypeError for other modules, ValueError for one without biases.
     """
-    if not isinstance(module, (LSTM, LSTMCell, nn.LSTM, nn.LSTMCell)):
+    if not isinstance(module, (nn.LSTM, nn.LSTMCell)):
         raise TypeError(f"module must be an LSTM or LSTMCell, got {type(module).__name__}")
     if not module.bias:
         raise ValueError("module must have biases, got one with bias=False")

@@ -1,9 +1,8 @@
 """Drop-in replacements for ``torch.nn.LSTM``, ``GRU``, ``RNN`` and their cells.
 
 Constructors, parameters, initial values, results and errors are torch's; ``torch.nn``'s
-documentation holds, and its formulas are the source of the arithmetic. These classes derive from
-``torch.nn.RNNBase`` and ``RNNCellBase``, not from ``torch.nn.LSTM`` and its like: ``torch.compile``
-breaks the graph on ``isinstance(module, (nn.RNN, nn.GRU, nn.LSTM))``.
+documentation holds, and its formulas are the source of the arithmetic. Each class is a subclass of
+torch's, for programs that ask with ``isinstance``.
 
 This file knows layers, directions, dropout and PackedSequence; each layer is one call into
 ``seqkern.functional``. ``torch.jit.script`` and ``torch.jit.trace`` take torch's own functions
@@ -20,7 +19,7 @@ from torch.fx import Proxy
 from torch.nn.utils._expanded_weights.expanded_weights_impl import ExpandedWeight
 from torch.nn.utils.rnn import PackedSequence
 
-from seqkern import onnx
+from seqkern import dynamo, onnx
 from seqkern.functional import gru_cell, is_plain_step, layer, lstm_cell, rnn_cell
 from seqkern.lengths import checked, layout
 from seqkern.ops import STEP
@@ -56,7 +55,8 @@ class _Layers(nn.RNNBase):
     def __init__(self, mode, *args, save="gates", **kwargs):
         if save not in ("gates", "states"):
             raise ValueError(f"save must be 'gates' or 'states', got {save!r}")
-        super().__init__(mode, *args, **kwargs)
+        # Not torch.nn.LSTM's and its like, which come next and take other arguments.
+        nn.RNNBase.__init__(self, mode, *args, **kwargs)
         if save != "gates":
             self.save = save
 
@@ -139,13 +139,16 @@ class _Layers(nn.RNNBase):
         input, batch_sizes, sorted_indices, unsorted_indices = packed
         onnx.refuse_packed()
         weights = self._weights()
-        if torch.compiler.is_compiling() and not (states is None and sorted_indices is None):
-            # A size that is no tensor's value makes no guess about values; the ops compare.
-            batch = states[0].size(1) if sorted_indices is None else sorted_indices.size(0)
-        elif _tracing_state():  # a trace keeps it as a tensor, not as a number
-            batch = batch_sizes[0]
-        else:
-            batch = int(batch_sizes[0])
+        if not torch.compiler.is_compiling():
+            # A trace keeps it as a tensor, not as a number.
+            batch = batch_sizes[0] if _tracing_state() else int(batch_sizes[0])
+        # Sizes that are no tensor's value make no guess about values; the ops compare.
+        elif sorted_indices is not None:
+            batch = sorted_indices.size(0)
+        elif states is not None:
+            batch = states[0].size(1)
+        else:  # as a shape: where Dynamo may break the graph, reading a number makes it warn
+            batch = batch_sizes.new_zeros(1).repeat_interleave(batch_sizes[:1]).size(0)
         if states is None:
             states = self._zeros(input, batch)
         elif sorted_indices is not None:
@@ -291,7 +294,10 @@ def _mixed(input: Tensor, *others: Tensor | None) -> bool:
     return any(t is None or t.dtype != input.dtype or t.device != input.device for t in others)
 
 
-class LSTM(_Layers, ScriptedLSTM):
+dynamo.accept(_Layers)
+
+
+class LSTM(_Layers, ScriptedLSTM, nn.LSTM):
     """``torch.nn.LSTM`` on seqkern's kernels: same constructor, parameters, results and errors.
 
     ``LSTM(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0,
@@ -317,10 +323,6 @@ class LSTM(_Layers, ScriptedLSTM):
 
     def __init__(self, *args, **kwargs):
         super().__init__("LSTM", *args, **kwargs)
-
-    get_expected_cell_size = nn.LSTM.get_expected_cell_size
-    check_forward_args = nn.LSTM.check_forward_args
-    permute_hidden = nn.LSTM.permute_hidden
 
     @_overload_method
     def forward(
@@ -386,7 +388,7 @@ def _pair(hx, function: str) -> tuple[Tensor, Tensor]:
     return hx[0], hx[1]
 
 
-class GRU(_Layers, ScriptedOneState):
+class GRU(_Layers, ScriptedOneState, nn.GRU):
     """``torch.nn.GRU`` on seqkern's kernels: same constructor, parameters, results and errors.
 
     ``GRU(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0,
@@ -443,7 +445,7 @@ class GRU(_Layers, ScriptedOneState):
 _NO_PROJECTION = "proj_size argument is only supported for LSTM, not RNN or GRU"
 
 
-class RNN(_Layers, ScriptedOneState):
+class RNN(_Layers, ScriptedOneState, nn.RNN):
     """``torch.nn.RNN`` on seqkern's kernels: same constructor, parameters, results and errors.
 
     ``RNN(input_size, hidden_size, num_layers=1, nonlinearity='tanh', bias=True, batch_first=False,
@@ -512,6 +514,9 @@ class _Cell(nn.RNNCellBase):
 
     _no_states = (None,)  # an operator's state of zeros
 
+    # Not torch.nn.LSTMCell's and its like, which come next and take other arguments.
+    _init = nn.RNNCellBase.__init__
+
     def _step(self, step, function, torch_function, input: Tensor, states):
         """The next states as ``function`` of seqkern.functional returns them. ``step`` is its
         operator for plain arguments: they go there at once, as a step takes but microseconds."""
@@ -579,7 +584,7 @@ class _Cell(nn.RNNCellBase):
                 )
 
 
-class LSTMCell(_Cell):
+class LSTMCell(_Cell, nn.LSTMCell):
     """``torch.nn.LSTMCell`` on seqkern's kernels: same constructor, parameters, results and errors.
 
     ``LSTMCell(input_size, hidden_size, bias=True, device=None, dtype=None)``; ``forward(input,
@@ -595,7 +600,7 @@ class LSTMCell(_Cell):
     """
 
     def __init__(self, input_size, hidden_size, bias=True, device=None, dtype=None):
-        super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
+        self._init(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
 
     def forward(
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
@@ -617,7 +622,7 @@ class LSTMCell(_Cell):
         return super()._zeros(input) * 2
 
 
-class GRUCell(_Cell):
+class GRUCell(_Cell, nn.GRUCell):
     """``torch.nn.GRUCell`` on seqkern's kernels: same constructor, parameters, results and errors.
 
     ``GRUCell(input_size, hidden_size, bias=True, device=None, dtype=None)``; ``forward(input,
@@ -633,7 +638,7 @@ class GRUCell(_Cell):
     """
 
     def __init__(self, input_size, hidden_size, bias=True, device=None, dtype=None):
-        super().__init__(input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype)
+        self._init(input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype)
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         if torch.jit.is_scripting():
@@ -648,7 +653,7 @@ class GRUCell(_Cell):
     _scripted = scripted_cell(nn.GRUCell)
 
 
-class RNNCell(_Cell):
+class RNNCell(_Cell, nn.RNNCell):
     """``torch.nn.RNNCell`` on seqkern's kernels: same constructor, parameters, results and errors.
 
     ``RNNCell(input_size, hidden_size, bias=True, nonlinearity='tanh', device=None, dtype=None)``,
@@ -668,7 +673,7 @@ class RNNCell(_Cell):
     def __init__(
         self, input_size, hidden_size, bias=True, nonlinearity="tanh", device=None, dtype=None
     ):
-        super().__init__(input_size, hidden_size, bias, num_chunks=1, device=device, dtype=dtype)
+        self._init(input_size, hidden_size, bias, num_chunks=1, device=device, dtype=dtype)
         self.nonlinearity = nonlinearity
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:

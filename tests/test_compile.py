@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
-from torch.nn.utils.rnn import pack_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
 from torch.utils._pytree import tree_leaves
 
 import seqkern
@@ -95,6 +95,34 @@ def test_packed(kind, kwargs, enforce_sorted, states, float64):
             hx = tuple(map(torch.randn_like, h_n)) if kind == "LSTM" else torch.randn_like(h_n)
         check_same(function, module, packed.data, packed, hx)
     assert graphs() == 1
+
+
+class Packs(nn.Module):
+    """The graph breaks at pack_padded_sequence, and the layers are in the one behind it."""
+
+    def __init__(self, kind, kwargs):
+        super().__init__()
+        self.layers = getattr(seqkern, kind)(3, 4, **kwargs)
+
+    def forward(self, x, lengths):
+        packed = pack_padded_sequence(x, lengths, self.layers.batch_first)
+        return pad_packed_sequence(self.layers(packed)[0])[0]
+
+
+@layers
+def test_packing_inside(kind, kwargs, float64):
+    """Where a graph may break, no number is read from a tensor: of that Dynamo warns."""
+    module = Packs(kind, kwargs)
+    function = torch.compile(module, backend="aot_eager")
+    for lengths in ([5, 3], [4, 4, 1]):
+        x = torch.randn(lengths[0], len(lengths), 3, requires_grad=True)
+        if module.layers.batch_first:
+            x = x.detach().transpose(0, 1).requires_grad_()
+        check_same(function, module, x, x, lengths)
+    assert counters["graph_break"] and not any(
+        "item()" in reason for reason in counters["graph_break"]
+    )
+    counters.clear()
 
 
 def test_packed_states_of_another_size(float64):

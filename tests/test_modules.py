@@ -740,11 +740,10 @@ def test_subclass_of_both():
     assert Own(3, 4)(randn(5, 2, 3))[0].shape == (5, 2, 4)
 
 
-def test_isinstance():
-    assert isinstance(seqkern.LSTM(3, 4), nn.RNNBase)
-    assert isinstance(seqkern.LSTMCell(3, 4), nn.RNNCellBase)
-    # Dynamo would break the graph on these.
-    assert not isinstance(seqkern.LSTM(3, 4), (nn.LSTM, nn.GRU, nn.RNN))
+@pytest.mark.parametrize("kind", seqkern.modules.__all__)
+def test_isinstance(kind):
+    module = getattr(seqkern, kind)(3, 4)
+    assert [k for k in seqkern.modules.__all__ if isinstance(module, getattr(nn, k))] == [kind]
 
 
 # ---- torch.compile ----

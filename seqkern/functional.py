@@ -26,7 +26,7 @@ CPU autocast           output, h_n              c_n
 rnn, rnn_cell          A                        -
 gru, gru_cell          promote(h_0, A)          -
 lstm, padded (*)       A                        A
-lstm, ragged           promote(c_0, A)          promote(c_0, A)
+lstm, ragged (**)      promote(c_0, A)          promote(c_0, A)
 lstm with projection   A                        promote(c_0, A)
 lstm_cell              promote(c, A)            promote(c, A)
 =====================  =======================  =======================
@@ -34,6 +34,7 @@ lstm_cell              promote(c, A)            promote(c, A)
 (*) Where torch runs its LSTM in oneDNN, as it does for float32 input, for bfloat16 input on CPUs with
 AVX-512 and for float16 input on some without grad; else as a ragged one. The first layer's input
 decides for all. Where torch's LSTM raises, for want of a oneDNN that computes in A, all are A.
+(**) Sequences that all end together are as a padded batch, but in a graph, which can't depend on that.
 
 Arithmetic: Hochreiter & Schmidhuber 1997 with forget gates (Gers et al. 2000) for LSTM, projection
 as in Sak et al. 2014; Cho et al. 2014 for GRU, in cuDNN's form with the reset gate after the
@@ -52,6 +53,7 @@ from torch.autograd import forward_ad
 
 from seqkern import onnx, reference
 from seqkern.autograd import Layer
+from seqkern.lengths import known
 from seqkern.ops import CUDA_KERNELS, FORWARD, KERNEL_DTYPES, STEP
 
 __all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell"]
@@ -325,9 +327,16 @@ def _autocast(
         return output.to(wide), h_n.to(wide), c_n
     if len(params) // h_0.size(0) in (3, 5):
         return output, h_n, c_n.to(wide)
-    if batch_sizes is not None or one_step or not _onednn_takes(stack_dtype):
+    if not _all_equal(batch_sizes) or one_step or not _onednn_takes(stack_dtype):
         return output.to(wide), h_n.to(wide), c_n.to(wide)
     return output, h_n, c_n
+
+
+def _all_equal(batch_sizes: Tensor | None) -> bool:
+    """Whether all sequences are known to end together (or are empty): to torch that is a padded batch."""
+    if batch_sizes is None:
+        return True
+    return known(batch_sizes) and bool(((batch_sizes == batch_sizes[0]) | (batch_sizes == 0)).all())
 
 
 def _onednn_takes(dtype: torch.dtype) -> bool:

@@ -58,7 +58,7 @@ def layout(lengths: Tensor | Sequence[int], padded: Tensor, batch_first: bool) -
     batch_sizes = taken.sum(1)
     taken, step = taken[:-1].flatten(), step[:-1]
     source = (order * steps + step if batch_first else step * batch + order).flatten()
-    if _known(lengths):
+    if known(lengths):
         source = source.masked_select(taken)
     else:
         among_taken, among_left = taken.cumsum(0), taken.logical_not().cumsum(0)
@@ -125,7 +125,7 @@ def checked(lengths: Tensor | Sequence[int], steps: int, batch: int) -> Tensor:
         raise ValueError(f"lengths must be [B] = [{batch}], got {list(lengths.shape)}")
     lengths = lengths.to(torch.int64)
     outside = (lengths < 0) | (lengths > steps)
-    if _known(lengths):
+    if known(lengths):
         if outside.any():
             raise ValueError(
                 f"lengths must lie between 0 and T = {steps}, got {lengths[outside][0].item()}"
@@ -135,7 +135,7 @@ def checked(lengths: Tensor | Sequence[int], steps: int, batch: int) -> Tensor:
     return lengths
 
 
-def _known(lengths: Tensor) -> bool:
+def known(lengths: Tensor) -> bool:
     """Whether its numbers can be looked at now."""
     return not (
         torch.compiler.is_compiling()

@@ -231,14 +231,15 @@ def test_strides(kind, kwargs):
 
 
 @short_forms
+@pytest.mark.parametrize("lengths", ([3, 6, 7, 1, 7], [7] * 5, [4] * 5), ids=str)
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
-def test_autocast(kind, kwargs, dtype):
+def test_autocast(kind, kwargs, dtype, lengths):
     """As with a PackedSequence."""
     module, _ = pair(kind, kwargs, torch.float32)
     x, states = arguments(module)
     with torch.autocast("cpu", dtype):
-        expected = by_packing(module, x, states, [3, 6, 7, 1, 7])
-        actual = call(module, x, states, [3, 6, 7, 1, 7])
+        expected = by_packing(module, x, states, lengths)
+        actual = call(module, x, states, lengths)
     assert [r.dtype for r in actual] == [r.dtype for r in expected]
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 

@@ -36,7 +36,13 @@ except ImportError:
     if not _build.is_command():
         raise
 else:
-    from seqkern import diagnostics, functional, init, reference
+    from seqkern import (
+        diagnostics,
+        flops,  # noqa: F401
+        functional,
+        init,
+        reference,
+    )
     from seqkern.capability import cpu_capabilities, cpu_capability, use_cpu_capability
     from seqkern.convert import convert, to_torch
     from seqkern.lengths import last_output

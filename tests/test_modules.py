@@ -18,7 +18,8 @@ from tolerances import check
 from torch import nn, randn, zeros
 from torch.nn.utils import prune
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.flop_counter import FlopCounterMode
 
 import seqkern
 
@@ -738,6 +739,23 @@ def test_subclass_of_both():
 
     assert Own(3, 4).extra() == 4
     assert Own(3, 4)(randn(5, 2, 3))[0].shape == (5, 2, 4)
+
+
+@pytest.mark.parametrize("grad", (True, False), ids=("training", "inference"))
+@pytest.mark.parametrize("kind, args, kwargs", FORMS)
+def test_flops_are_counted(kind, args, kwargs, grad):
+    """As torch counts them where its layers are made of products, as those in float64 are."""
+    counts = []
+    for namespace in (seqkern, nn):
+        module = getattr(namespace, kind)(*args, **kwargs).double()
+        x = _x(module).double().requires_grad_(grad)
+        hx = tree_map(lambda s: s.double().requires_grad_(grad), state(module))
+        with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(grad):
+            results = module(x, hx)
+            if grad:
+                sum(r.sum() for r in tree_leaves(results)).backward()
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 0
 
 
 @pytest.mark.parametrize("kind", seqkern.modules.__all__)

@@ -1,0 +1,56 @@
+"""What ``torch.utils.flop_counter.FlopCounterMode`` counts for the layers: the products, two operations for each
+multiply-add, as for torch's own operators."""
+
+from __future__ import annotations
+
+from torch.utils.flop_counter import register_flop_formula
+
+from seqkern.ops import BACKWARD, FORWARD, STEP
+
+__all__ = []
+
+
+def _forward(input, batch_sizes, h_0, c_0, params, *rest, out_shape=None) -> int:
+    return 2 * _rows(input, batch_sizes) * _weights(params)
+
+
+def _backward(
+    grad_output,
+    grad_h_n,
+    grad_c_n,
+    input,
+    batch_sizes,
+    h_0,
+    c_0,
+    params,
+    output,
+    gates,
+    cells,
+    needs_input_grad,
+    needs_params_grad,
+    *rest,
+    out_shape=None,
+) -> int:
+    """The gradients of the states; of the weights; of the input, by the w_ih of the directions."""
+    inputs = sum(p[0] * p[1] for p in params[:: len(params) // h_0[0]])
+    weights = _weights(params)
+    wanted = weights - inputs + needs_input_grad * inputs + needs_params_grad * weights
+    return 2 * _rows(input, batch_sizes) * wanted
+
+
+def _step(input, *rest, out_shape=None) -> int:
+    w_ih, w_hh, _, _ = rest[-4:]
+    return 2 * input[0] * _weights((w_ih, w_hh))
+
+
+def _rows(input, batch_sizes) -> int:
+    return input[0] * (input[1] if batch_sizes is None else 1)
+
+
+def _weights(shapes) -> int:
+    """Elements of all matrices among the parameters."""
+    return sum(s[0] * s[1] for s in shapes if len(s) == 2)
+
+
+for _operators, _formula in ((FORWARD, _forward), (BACKWARD, _backward), (STEP, _step)):
+    register_flop_formula([op.overloadpacket for op in _operators.values()])(_formula)

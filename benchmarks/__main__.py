@@ -1,4 +1,4 @@
-"""python -m benchmarks [run | list | report | compare]; without a command: run."""
+"""python -m benchmarks [run | list | report | compare | pair]; without a command: run."""
 
 import argparse
 import re
@@ -33,8 +33,8 @@ def parser() -> argparse.ArgumentParser:
     main = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = main.add_subparsers(dest="command", required=True)
 
-    def grid_options(command):
-        command.add_argument("--grid", choices=GRIDS, default=DEFAULT_GRID)
+    def grid_options(command, default=DEFAULT_GRID):
+        command.add_argument("--grid", choices=GRIDS, default=default)
         command.add_argument(
             "--threads", nargs="+", type=positive(int), default=[2], help="on the CPU; default: 2"
         )
@@ -58,6 +58,12 @@ def parser() -> argparse.ArgumentParser:
 
     grid_options(commands.add_parser("list", help="name the cases of a grid"))
 
+    pair = commands.add_parser("pair", help="two processes at once, against torch.nn's two")
+    grid_options(pair, default="quick")
+    pair.add_argument(
+        "--seconds", type=positive(float), default=2.0, help="of each of three rounds; default: 2"
+    )
+
     report = commands.add_parser("report", help="a Markdown table and PNG plots of results")
     report.add_argument("results", type=Path, nargs="+", metavar="JSON")
     report.add_argument("--output", type=Path, default=RESULTS, metavar="FOLDER")
@@ -72,7 +78,7 @@ def main(arguments: list[str]) -> int:
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
         arguments = ["run", *arguments]
     options = parser().parse_args(arguments)
-    if options.command in ("run", "list"):
+    if options.command in ("run", "list", "pair"):
         cases = grid(options.grid, options.threads, options.device)
         if options.only:
             cases = [case for case in cases if options.only.search(case.name)]
@@ -90,9 +96,12 @@ def main(arguments: list[str]) -> int:
 
         return report(options.results, options.output)
     from .device import require
+    from .pair import pair
     from .run import run
 
     require(options.device)
+    if options.command == "pair":
+        return pair(cases, options.seconds)
     suffix = "" if options.device == "cpu" else f"-{options.device}"
     output = options.output or RESULTS / f"{options.grid}{suffix}.json"
     try:

@@ -14,6 +14,7 @@ MODES = {
 SHORT = {"float32": "f32", "float64": "f64", "bfloat16": "bf16", "float16": "f16"}
 DTYPES = tuple(SHORT)
 DEVICES = ("cpu", "cuda")
+SAVES = ("gates", "states")
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Case:
     layers: int = 1
     bidirectional: bool = False
     packed: bool = False  # a PackedSequence in which half the rows of the padded batch are missing
+    save: str = "gates"  # what seqkern's layer keeps for backward
     at_least: float | None = None  # the speed-up over torch.nn to reach, if one is promised
     device: str = "cpu"
 
@@ -39,6 +41,7 @@ class Case:
             ("mode", MODES),
             ("dtype", DTYPES),
             ("device", DEVICES),
+            ("save", SAVES),
         ):
             if getattr(self, field) not in allowed:
                 raise ValueError(
@@ -48,6 +51,8 @@ class Case:
             1, 1, False, False,
         ):  # fmt: skip
             raise ValueError(f"{self.cell} takes one step of one layer, got {self}")
+        if self.save != "gates" and (self.cell in CELLS or self.mode != "train"):
+            raise ValueError(f"save {self.save} takes training of a layer, got {self}")
         if self.mode == "step" and (
             self.cell not in LAYERS or self.T != 1 or self.bidirectional or self.packed
         ):
@@ -59,6 +64,7 @@ class Case:
         words.append(SHORT[self.dtype])
         words += [f"{self.layers}layers"] * (self.layers > 1)
         words += ["bidirectional"] * self.bidirectional + ["packed"] * self.packed
+        words += [self.save] * (self.save != "gates")
         return " ".join([*words, f"{self.threads}thr" if self.device == "cpu" else self.device])
 
     @property
@@ -130,6 +136,8 @@ def standard(threads: int) -> Iterator[Case]:
         yield Case(cell, "train", 50, 16, 1024, threads=threads)
         yield Case(cell, "train", 100, 32, 128, dtype="bfloat16", threads=threads)
         yield Case(cell, "train", 100, 32, 128, layers=3, bidirectional=True, threads=threads)
+    for h in (128, 512):
+        yield Case("LSTM", "train", 100, 32, h, save="states", threads=threads)
     yield from _product(CELLS, ["infer"], [1], [1, 32], [128], threads=threads)
     for cell in LAYERS:
         yield from _product([cell], ["step"], [1], [1], [128, 512], threads=threads)

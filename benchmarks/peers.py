@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,8 @@ from .cases import CELLS, Case
 from .device import place
 
 OURS = "seqkern"
-PEERS = ("torch.nn", "onnxruntime", "python loop")
+SAVE_GATES = "seqkern, gates"  # its layers as they are by default, beside those with save="states"
+PEERS = ("torch.nn", "onnxruntime", "python loop", SAVE_GATES)
 Run = Callable[[], list[Tensor]]
 
 
@@ -33,6 +35,8 @@ def make_module(case: Case, namespace, dtype: torch.dtype | None = None) -> nn.M
     options = {}
     if case.cell not in CELLS:
         options = {"num_layers": case.layers, "bidirectional": case.bidirectional}
+        if case.save != "gates" and namespace is not nn:
+            options["save"] = case.save
     torch.manual_seed(0)
     module = getattr(namespace, case.cell)(case.H, case.H, **options)
     return place(module.to(dtype_of(case)).to(dtype or dtype_of(case)), case)
@@ -131,6 +135,8 @@ def takes(peer: str, case: Case) -> bool:
     """Whether a peer has what the case needs."""
     if case.device != "cpu":
         return peer == "torch.nn"
+    if peer == SAVE_GATES:
+        return case.save != "gates"
     plain = case.cell not in CELLS and not case.packed
     if peer == "onnxruntime":
         return plain and case.mode in ("infer", "step") and case.dtype == "float32"
@@ -147,6 +153,8 @@ def takes(peer: str, case: Case) -> bool:
 
 def make_run(name: str, case: Case) -> Run:
     """The implementation called `name`, ready to run `case`."""
+    if name == SAVE_GATES:
+        return make_run(OURS, replace(case, save="gates"))
     if name == OURS:
         import seqkern
 

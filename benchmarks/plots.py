@@ -17,8 +17,8 @@ def plain(record: Record) -> bool:
     case = record.case
     return (
         case.cell in LAYERS
-        and (case.dtype, case.layers, case.bidirectional, case.packed)
-        == ("float32", 1, False, False)
+        and (case.dtype, case.layers, case.bidirectional, case.packed, case.save)
+        == ("float32", 1, False, False, "gates")
     )  # fmt: skip
 
 

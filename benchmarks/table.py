@@ -1,6 +1,6 @@
 """Records as text: one line each, and geometric means of groups."""
 
-from .peers import OURS
+from .peers import OURS, SAVE_GATES
 from .results import Record
 from .timing import geometric_mean
 
@@ -45,8 +45,10 @@ def summary(records: list[Record]) -> list[tuple[str, int, float, float]]:
     for record in records:
         case = record.case
         kind = "packed" if case.packed else "padded"
+        if case.save != "gates":
+            kind += f" {case.save}"
         name = f"{case.cell} {case.mode} {kind} {case.dtype} {case.where}"
-        for peer in ("torch.nn", "onnxruntime"):
+        for peer in ("torch.nn", "onnxruntime", SAVE_GATES):
             if peer in record.seconds:
                 groups.setdefault(f"{name}, over {peer}", []).append(record.speedup(peer)[1])
     return [(name, len(all_), geometric_mean(all_), min(all_)) for name, all_ in groups.items()]

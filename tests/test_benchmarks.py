@@ -8,7 +8,18 @@ import pytest
 import torch
 
 import benchmarks.__main__ as command
-from benchmarks import check, compare, device, environment, memory, peers, report, roofline, run
+from benchmarks import (
+    check,
+    compare,
+    device,
+    environment,
+    memory,
+    pair,
+    peers,
+    report,
+    roofline,
+    run,
+)
 from benchmarks.cases import CELLS, GRIDS, LAYERS, MODES, Case, grid
 from benchmarks.progress import Progress
 from benchmarks.results import Record, Results
@@ -68,6 +79,10 @@ def test_larger_grids_keep_the_targets_of_the_first():
         (("GRU", "train", 1, 1, 1, "int8"), "dtype must be one of .*got 'int8'"),
         (("GRUCell", "train", 2, 1, 1), "GRUCell takes one step"),
         (("GRU", "step", 2, 1, 1), "mode step takes T 1"),
+        (
+            ("GRU", "infer", 2, 1, 1, "float32", 1, 1, False, False, "states"),
+            "save states takes training",
+        ),
     ],
 )
 def test_cases_that_cannot_be(values, message):
@@ -249,6 +264,34 @@ def test_steps_agree_and_keep_their_state(cell, layers):
     for name in names[1:]:
         for output in expected:
             torch.testing.assert_close(runs[name]()[0], output, msg=name)
+
+
+def test_saved_states_are_timed_beside_saved_gates():
+    case = Case("LSTM", "train", 3, 2, 8, threads=1, save="states")
+    assert case.name == "LSTM train T3 B2 H8 f32 states 1thr"
+    assert peers.takes(peers.SAVE_GATES, case) and not peers.takes(peers.SAVE_GATES, CASE)
+    runs = {name: peers.make_run(name, case) for name in ("torch.nn", peers.SAVE_GATES, peers.OURS)}
+    assert check.disagreements(case, runs) == {}
+    held = {name: memory.held_bytes(function) for name, function in runs.items()}
+    assert held[peers.OURS] < held[peers.SAVE_GATES]
+    times = Record(case, {name: [1.0, 1.0] for name in runs}, 0.5, {"product": 1e11, "read": 1e11})
+    names = {name for name, *_ in summary([times])}
+    assert names == {
+        "LSTM train padded states float32 1 threads, over torch.nn",
+        "LSTM train padded states float32 1 threads, over seqkern, gates",
+    }
+
+
+def test_two_processes_at_once(capsys):
+    assert command.main(["pair", "--only", "RNN train T100 B1 ", "--seconds", "0.05"]) == 0
+    name, mean = capsys.readouterr().out.splitlines()[1:]
+    assert name.startswith("RNN train T100 B1 H128 f32 2thr") and mean.startswith("geometric mean")
+
+
+def test_a_process_of_a_pair_that_fails_is_named():
+    impossible = Case("GRU", "train", 3, 2, 0, threads=1)
+    with pytest.raises(RuntimeError, match="torch.nn, GRU train T3 B2 H0 f32 1thr: a process"):
+        pair.calls_per_second("torch.nn", impossible, 0.01)
 
 
 def test_peers_take_only_what_they_have():

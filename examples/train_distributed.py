@@ -25,7 +25,8 @@ from benchmarks.progress import Progress
 
 from . import text
 from .model import NextWord, perplexity
-from .next_word import CELLS, number
+from .next_word import CELLS
+from .program import number
 
 
 def parser() -> argparse.ArgumentParser:

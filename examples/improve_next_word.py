@@ -105,11 +105,12 @@ def draw(found: dict[str, float], common: float, options) -> None:
     axes = figure.add_subplot(
         xlabel="perplexity of unseen text (less is better)", title="Improving a next-word predictor"
     )
-    bars = axes.barh(list(found), list(found.values()))
+    names = [name + " (of gaps)" * ("bidirectional" in name) for name in found]
+    bars = axes.barh(names, list(found.values()))
     axes.bar_label(bars, fmt="%.0f", padding=3)
     axes.axvline(common, color="black", linestyle="--", linewidth=1, label="frequencies alone")
     axes.invert_yaxis()
-    axes.margins(x=0.1)
+    axes.margins(x=0.15)
     figure.legend(loc="outside lower right", fontsize=9)
     program.save(figure, options)
 

@@ -85,7 +85,9 @@ def by_character(train: Source, test: Source) -> Scores:
 def draw_f1(scores: dict[str, Scores], options) -> None:
     figure = program.new_figure()
     axes = figure.add_subplot(
-        ylabel="F1 on unseen modules", title="Token class of each character (accuracy)", ylim=(0, 1)
+        ylabel="F1 on unseen modules",
+        title="Token class of each character (in brackets: share of all that are right)",
+        ylim=(0, 1),
     )
     width = 0.8 / len(scores)
     for n, (name, one) in enumerate(scores.items()):

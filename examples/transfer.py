@@ -122,7 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
     scratch = Judge(copy.deepcopy(fresh))
     training = judge_sentences(scratch, train, options, SCRATCH, 5e-3)
     found = {SCRATCH: accuracy(scratch, test)}
-    for name, verdicts in (("language model", False), ("and verdicts", True)):
+    for name, verdicts in (("language model", False), ("with verdicts", True)):
         body = copy.deepcopy(fresh)
         training += read_reviews(body, load_long(vocabulary, LONG), verdicts, options)
         judge = Judge(body)
@@ -137,7 +137,7 @@ def main(arguments: list[str] | None = None) -> int:
     draw(found, options)
     margins = [
         program.Margin(f"accuracy, {name}", found[name], SCRATCH, found[SCRATCH], 0.05)
-        for name in ("and verdicts, fine-tuned", "and verdicts, frozen")
+        for name in ("with verdicts, fine-tuned", "with verdicts, frozen")
     ]
     return program.close(options, training, "words", *margins)
 

@@ -34,13 +34,14 @@ def main(arguments: list[str] | None = None) -> int:
     add("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; default: all")
     add("--impl", choices=program.NAMESPACES, default="seqkern")
     add("--budget", choices=("full", "small"), default="full")
-    add("--steps")
+    add("--steps", help="of each training")
+    add("--seed", default="0")
     add("--figures", type=Path, default=Path(".cache/figures"), metavar="FOLDER")
     given = options.parse_args(arguments)
     unknown = set(given.names) - set(NAMES)
     if unknown:
         options.error(f"no such example: {', '.join(sorted(unknown))}")
-    passed = ["--impl", given.impl, "--budget", given.budget, "--check"]
+    passed = ["--impl", given.impl, "--budget", given.budget, "--seed", given.seed, "--check"]
     passed += ["--figures", str(given.figures)]
     passed += ["--steps", given.steps] if given.steps else []
     results = []

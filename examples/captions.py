@@ -61,7 +61,8 @@ def draw(test: Digits, captions: list[str], options) -> None:
         for column, n in enumerate(chosen):
             axes = figure.add_subplot(2, 8, 8 * row + column + 1, xticks=[], yticks=[])
             axes.imshow(test.images[n], cmap="gray_r")
-            axes.set_xlabel(captions[n], color="C3" if n in wrong else "black")
+            truth = f"\nit is {NAMES[test.labels[n]]}" if n in wrong else ""
+            axes.set_xlabel(captions[n] + truth, color="C3" if n in wrong else "black")
     program.save(figure, options)
 
 

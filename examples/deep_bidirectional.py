@@ -41,7 +41,7 @@ def draw(lines: dict[str, list[Point]], options) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = program.start(program.parser("deep_bidirectional", __doc__, 160, 120), arguments)
+    options = program.start(program.parser("deep_bidirectional", __doc__, 400, 120), arguments)
     train, test = load()
     alone = by_character(train, test).accuracy
     lines, training = {}, program.Training()
@@ -52,11 +52,10 @@ def main(arguments: list[str] | None = None) -> int:
             model = Tagger(options.layers, "LSTM", UNITS, layers, bidirectional)
             one = train_tagger(model, train, options, f"{name}, {layers} layers")
             training += one
-            point = Point(layers, 1e3 * one.seconds / options.steps, score(model, test).accuracy)
+            point = Point(layers, one.milliseconds, score(model, test).accuracy)
             lines[name].append(point)
-            print(
-                f"{name:<16} {layers} layers: {point.accuracy:.3f} right, {point.milliseconds:.1f} ms a step"
-            )
+            times = f"{point.milliseconds:.1f} ms a step"
+            print(f"{name:<16} {layers} layers: {point.accuracy:.3f} right, {times}")
     draw(lines, options)
     best = {name: max(p.accuracy for p in points) for name, points in lines.items()}
     forwards, both = best.values()

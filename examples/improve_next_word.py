@@ -1,53 +1,65 @@
 """Four ways to improve a next-word predictor, each a switch whose effect is printed.
 
-More data (the whole text instead of a fifth), deeper (two layers instead of one), regularised (dropout and
-decaying weights), bidirectional. The last is legal only where the word to guess stays hidden: that model
-fills gaps from both sides instead of continuing. Without a switch each is tried alone; with some, those
-together. Then the best model continues a beginning, at several temperatures and with few or many words to
-draw from; `--interactive` asks for beginnings until an empty line.
+More data (the whole text instead of a fifth), regularised (dropout and decaying weights), deeper (two
+layers instead of one), bidirectional. The last is legal only where the word to guess stays hidden: that
+model fills gaps from both sides instead of continuing. Without a switch each is tried alone, and depth
+once more with the data that it needs; with switches, those together. Then the best model continues a
+beginning, at several temperatures and with few or many words to draw from; `--interactive` asks for
+beginnings until an empty line.
 """
 
 import math
-from itertools import islice
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, dropout
 
 from . import program, text
-from .model import NextWord, continuation, perplexity, prompt_numbers
+from .converse import converse, show
+from .model import frequency_perplexity, perplexity
 
 WORDS, SIZE, BATCH, LENGTH = 1000, 64, 16, 32
-SWITCHES = ("more-data", "deeper", "regularised", "bidirectional")
+SWITCHES = ("more-data", "regularised", "deeper", "bidirectional")
+TRIED = (*({switch} for switch in SWITCHES), {"more-data", "deeper"})
 
 
-class Predictor(NextWord):
-    """With dropout before and after the recurrent layers."""
+class Predictor(nn.Module):
+    """Embedding, LSTMs, softmax. Each LSTM adds to what it read: connections that skip it."""
 
     def __init__(self, layers, depth: int, drop: float):
-        super().__init__(layers, "LSTM", WORDS, SIZE, depth, 0.0)
+        super().__init__()
+        self.embedding = nn.Embedding(WORDS, SIZE)
+        nn.init.normal_(self.embedding.weight, std=0.1)
+        self.lstms = nn.ModuleList(layers.LSTM(SIZE, SIZE) for _ in range(depth))
+        self.head = nn.Linear(SIZE, WORDS)
         self.drop = drop
 
-    def forward(self, numbers: Tensor, state=None):
-        x = dropout(self.embedding(numbers), self.drop, self.training)
-        output, state = self.layers(x, state)
-        return self.head(dropout(output, self.drop, self.training)), state
+    def forward(self, numbers: Tensor, states=None):
+        """numbers [T, B] -> logits [T, B, words] and the states to go on from."""
+        x, after = dropout(self.embedding(numbers), self.drop, self.training), []
+        for k, lstm in enumerate(self.lstms):
+            output, state = lstm(x, states and states[k])
+            x = x + dropout(output, self.drop, self.training)
+            after.append(state)
+        return self.head(x), after
 
 
-class GapFiller(Predictor):
-    """Guesses each word from those before it and those after it, which a predictor has not got."""
+class GapFiller(nn.Module):
+    """Guesses each word from those before it and those after it, which a predictor has not got. One
+    layer: a second one would see the word that it has to guess."""
 
-    def __init__(self, layers, depth: int, drop: float):
-        super().__init__(layers, depth, drop)
-        self.layers = layers.LSTM(SIZE, SIZE, num_layers=1, bidirectional=True)
+    def __init__(self, layers, drop: float):
+        super().__init__()
+        self.embedding = nn.Embedding(WORDS, SIZE)
+        nn.init.normal_(self.embedding.weight, std=0.1)
+        self.lstm = layers.LSTM(SIZE, SIZE, bidirectional=True)
         self.head = nn.Linear(2 * SIZE, WORDS)
-        if depth > 1:
-            raise ValueError("a deeper bidirectional layer would see the word that it has to guess")
+        self.drop = drop
 
-    def forward(self, numbers: Tensor, state=None):
+    def forward(self, numbers: Tensor) -> tuple[Tensor, None]:
         """numbers [T, B] -> logits [T - 2, B, words] of all but the outer words."""
         x = dropout(self.embedding(numbers), self.drop, self.training)
-        forwards, backwards = self.layers(x)[0].chunk(2, 2)
+        forwards, backwards = self.lstm(x)[0].chunk(2, 2)
         around = torch.cat([forwards[:-2], backwards[2:]], 2)
         return self.head(dropout(around, self.drop, self.training)), None
 
@@ -61,11 +73,12 @@ def gap_perplexity(model: GapFiller, numbers: Tensor) -> float:
 
 def improve(
     switches: set[str], words: text.Text, options
-) -> tuple[Predictor, float, program.Training]:
+) -> tuple[nn.Module, float, program.Training]:
     """A model with these switches, its perplexity on unseen text and its training."""
     torch.manual_seed(options.seed)
     gaps, drop = "bidirectional" in switches, 0.3 * ("regularised" in switches)
-    model = (GapFiller if gaps else Predictor)(options.layers, 1 + ("deeper" in switches), drop)
+    depth = 1 + ("deeper" in switches)
+    model = GapFiller(options.layers, drop) if gaps else Predictor(options.layers, depth, drop)
     train = words.train if "more-data" in switches else words.train[: len(words.train) // 5]
     part = text.Text(words.vocabulary, train, words.valid)
 
@@ -76,73 +89,72 @@ def improve(
         return cross_entropy(logits.flatten(0, 1), targets.flatten()), targets.numel()
 
     decay = 0.1 if "regularised" in switches else 0.0
-    label = ", ".join(sorted(switches)) or "plain"
-    training = program.train(loss_of, model.parameters(), options.steps, 1e-2, label, decay=decay)
+    training = program.train(
+        loss_of, model.parameters(), options.steps, 1e-2, name_of(switches), decay=decay
+    )
     value = gap_perplexity(model, words.valid) if gaps else perplexity(model, words.valid)
     return model, value, training
 
 
-def commonest_words(words: text.Text) -> float:
-    """Perplexity of the words' frequencies alone: the baseline."""
-    counts = words.train.bincount(minlength=WORDS) + 1.0
-    chances = (counts / counts.sum()).log()
-    return math.exp(-chances[words.valid].mean().item())
+def name_of(switches: set[str]) -> str:
+    return " + ".join(switch for switch in SWITCHES if switch in switches) or "plain"
 
 
-def show(model: Predictor, words: text.Text, prompt: str, options) -> None:
-    for temperature, top_k in options.sampling:
-        drawn = continuation(model, words, prompt, temperature, top_k, options.seed)
-        line = text.readable(list(islice(drawn, 16)))
-        print(f"  temperature {temperature}, top {top_k:>4}: {prompt} ... {line}")
-
-
-def converse(model: Predictor, words: text.Text, options) -> None:
-    """Continues what is typed, until an empty line."""
-    while prompt := input("how does it begin? ").strip():
-        try:
-            prompt_numbers(words, prompt)
-        except ValueError as error:
-            print(error)
-        else:
-            show(model, words, prompt, options)
+def draw(found: dict[str, float], common: float, options) -> None:
+    figure = program.new_figure(8, 3.2)
+    axes = figure.add_subplot(
+        xlabel="perplexity of unseen text (less is better)", title="Improving a next-word predictor"
+    )
+    names = [name + " (of gaps)" * ("bidirectional" in name) for name in found]
+    bars = axes.barh(names, list(found.values()))
+    axes.bar_label(bars, fmt="%.0f", padding=3)
+    axes.axvline(common, color="black", linestyle="--", linewidth=1, label="frequencies alone")
+    axes.invert_yaxis()
+    axes.margins(x=0.15)
+    figure.legend(loc="outside lower right", fontsize=9)
+    program.save(figure, options)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options_parser = program.parser("improve_next_word", __doc__, 250, 150)
+    options_parser = program.parser("improve_next_word", __doc__, 300, 200)
     add = options_parser.add_argument
     for switch in SWITCHES:
         add(f"--{switch}", dest="switches", action="append_const", const=switch, default=[])
-    add("--temperature", type=float, help="default: several")
-    add("--top-k", type=int, help="draw from the K likeliest words (default: several)")
+    add("--temperature", type=program.number(float, 0), help="default: several")
+    add("--top-k", type=program.number(int, 0), help="draw from the K likeliest (default: several)")
     add("--interactive", action="store_true", help="ask for beginnings")
     options = program.start(options_parser, arguments)
     if {"deeper", "bidirectional"} <= set(options.switches):
         options_parser.error("--bidirectional and --deeper exclude each other: see the docstring")
     asked = options.temperature is not None or options.top_k is not None
     own = (options.temperature or 0.7, options.top_k or 20)
-    options.sampling = [own] if asked else [(0.3, 20), (0.7, 20), (1.2, 20), (1.0, 1), (1.0, WORDS)]
+    sampling = [own] if asked else [(0.3, 20), (0.7, 20), (1.2, 20), (1.0, 1), (1.0, WORDS)]
 
     words = text.load(WORDS)
-    chosen = [set(options.switches)] if options.switches else [{switch} for switch in SWITCHES]
     best, plain, training = improve(set(), words, options)
-    least, found = plain, {}
-    for switches in chosen:
+    least, found = plain, {"plain": plain}
+    for switches in [set(options.switches)] if options.switches else TRIED:
         model, value, one = improve(switches, words, options)
         training += one
-        name = " + ".join(sorted(switches))
+        name = name_of(switches)
         found[name] = value
-        note = ", of gaps" if "bidirectional" in switches else ""
+        note = ", of gaps: another task" if "bidirectional" in switches else ""
         print(f"{name:<28} perplexity {plain:.1f} -> {value:.1f}{note}")
         if value < least and not isinstance(model, GapFiller):
             best, least = model, value
-    show(best, words, "the value of the", options)
+    show(best, words, "the value of the", sampling, options.seed)
     if options.interactive:
-        converse(best, words, options)
-    common = commonest_words(words)
-    margins = [program.Margin("perplexity", plain, "frequencies alone", common, 20, lower=True)]
-    if "more-data" in found:
+        converse(best, words, sampling, options.seed)
+    common = frequency_perplexity(words)
+    draw(found, common, options)
+    margins = [program.Margin("least perplexity", least, "frequencies alone", common, 10, True)]
+    for name, by in (("more-data", 40), ("regularised", 10), ("bidirectional", 20)):
+        if name in found:
+            margins.append(program.Margin(name, found[name], "plain", plain, by, lower=True))
+    if not options.switches:
+        deeper = found["more-data + deeper"]
         margins.append(
-            program.Margin("with more data", found["more-data"], "plain", plain, 20, lower=True)
+            program.Margin("more-data + deeper", deeper, "more-data", found["more-data"], 0, True)
         )
     return program.close(options, training, "words", *margins)
 

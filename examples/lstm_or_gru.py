@@ -39,7 +39,7 @@ def draw(curves: dict[str, list[tuple[float, float]]], alone: float, options) ->
     for name, points in curves.items():
         axes.plot(*zip(*points, strict=True), "o-", markersize=4, label=name)
     axes.axhline(alone, color="black", linestyle="--", linewidth=1, label="each character alone")
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside lower center", ncols=2, fontsize=9)
     program.save(figure, options)
 
 
@@ -55,10 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
         name = f"{cell}, {units} units, {parameters:,} parameters"
         one, curves[name] = curve(model, train, test, options, f"{cell} {units}")
         training += one
-        seconds, reached[f"{cell} {units}"] = curves[name][-1]
-        print(
-            f"{name:<34} {curves[name][-1][1]:.3f} right, {1e3 * seconds / options.steps:.1f} ms a step"
-        )
+        accuracy = reached[f"{cell} {units}"] = curves[name][-1][1]
+        print(f"{name:<34} {accuracy:.3f} right, {one.milliseconds:.1f} ms a step")
     draw(curves, alone, options)
     margins = [
         program.Margin(f"accuracy of {name}", accuracy, "each character alone", alone, 0.2)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from .text import PARAGRAPH, UNKNOWN, WORD, Text
+from .text import UNKNOWN, WORD, Text
 
 
 class NextWord(nn.Module):
@@ -89,7 +89,7 @@ class Trainer:
 
 
 @torch.no_grad()
-def perplexity(model: NextWord, numbers: Tensor, batch: int = 16) -> float:
+def perplexity(model: nn.Module, numbers: Tensor, batch: int = 16) -> float:
     """exp of the mean loss over a text [N], read as `batch` columns from end to end."""
     model.eval()
     length = (len(numbers) - 1) // batch
@@ -97,6 +97,12 @@ def perplexity(model: NextWord, numbers: Tensor, batch: int = 16) -> float:
     window = numbers[starts + torch.arange(length + 1)[:, None]]
     logits, _ = model(window[:-1])
     return math.exp(cross_entropy(logits.flatten(0, 1), window[1:].flatten()).item())
+
+
+def frequency_perplexity(text: Text) -> float:
+    """The same for one who knows how often each word comes and nothing else: a baseline."""
+    counts = text.train.bincount(minlength=len(text.vocabulary)) + 1.0
+    return math.exp(-(counts / counts.sum()).log()[text.valid].mean().item())
 
 
 def prompt_numbers(text: Text, prompt: str) -> list[int]:
@@ -112,7 +118,7 @@ def prompt_numbers(text: Text, prompt: str) -> list[int]:
 
 @torch.no_grad()
 def continuation(
-    model: NextWord, text: Text, prompt: str, temperature: float, top_k: int, seed: int
+    model: nn.Module, text: Text, prompt: str, temperature: float, top_k: int, seed: int
 ) -> Iterator[str]:
     """Words after the prompt without end: each drawn from the `top_k` likeliest, one step each."""
     model.eval()
@@ -126,6 +132,3 @@ def continuation(
         number = best.indices[drawn]
         yield text.vocabulary[number.item()]
         logits, state = model(number[None], state)
-
-
-__all__ = ["PARAGRAPH", "NextWord", "Trainer", "continuation", "perplexity", "prompt_numbers"]

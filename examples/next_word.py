@@ -3,7 +3,8 @@
 Both start from the same weights and see the same batches in turns, once with LSTM layers and once
 with GRU layers. The program prints both loss curves, words per second and the time spent in the
 recurrent layers, lets each model continue a prompt, and ends with a table of times over sequence
-lengths. It checks that both learn the same and exits with status 1 if they do not.
+lengths. It checks that both learn the same and exits with status 1 if they do not. With --impl one
+of the two is trained alone.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import sys
 import time
 from itertools import islice
 from pathlib import Path
+from statistics import median
 
 import torch
 
@@ -19,33 +21,27 @@ import seqkern
 from benchmarks.progress import Progress, clock
 
 from . import checkpoint, text
-from .model import NextWord, Trainer, continuation, perplexity, prompt_numbers
+from .converse import converse
+from .model import (
+    NextWord,
+    Trainer,
+    continuation,
+    frequency_perplexity,
+    perplexity,
+    prompt_numbers,
+)
+from .program import number
 from .report import Checks, loss_curves, speed, times_over_lengths
 from .stop import stop_request
 
 NAMESPACES = {"torch.nn": torch.nn, "seqkern": seqkern}
+IMPLS = {"both": tuple(NAMESPACES), "seqkern": ("seqkern",), "torch": ("torch.nn",)}
 CELLS = ("LSTM", "GRU")
 SAVE_EVERY = 100  # steps
 BUDGETS = {  # steps, lengths of the table, seconds of timing for each of its entries
     "full": (350, (1, 4, 16, 64, 256, 1024), 0.5),
     "small": (60, (1, 16, 128), 0.05),
 }
-
-
-def number(kind, low, high=None):
-    """An argparse type: a number greater than `low` and, if given, smaller than `high`."""
-
-    def convert(value: str):
-        try:
-            converted = kind(value)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{value!r} is not a number") from None
-        if not converted > low or (high is not None and not converted < high):
-            below = "" if high is None else f" and smaller than {high}"
-            raise argparse.ArgumentTypeError(f"must be greater than {low}{below}, got {value}")
-        return converted
-
-    return convert
 
 
 def parser() -> argparse.ArgumentParser:
@@ -55,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = options.add_argument
+    add("--impl", choices=IMPLS, default="both", help="whose layers (default: both, compared)")
     add("--budget", choices=BUDGETS, default="full", help="small: well under a minute")
     add("--steps", type=number(int, 0), help="training steps (full: 350, small: 60)")
     add("--minutes", type=number(float, 0), default=2.0, help="training ends here (default 2)")
@@ -83,6 +80,7 @@ def parser() -> argparse.ArgumentParser:
     add("--continue-words", type=number(int, -1), default=30, metavar="N", help="default 30")
     add("--temperature", type=number(float, 0), default=0.7, help="default 0.7")
     add("--top-k", type=number(int, 0), default=20, help="draw from the K likeliest (default 20)")
+    add("--interactive", action="store_true", help="then ask for more beginnings")
     return options
 
 
@@ -102,8 +100,14 @@ def make_model(name: str, cell: str, options) -> NextWord:
 
 
 def make_trainers(cell: str, options, saved: dict) -> dict[str, Trainer]:
-    trainers = {n: Trainer(make_model(n, cell, options), options.rate) for n in NAMESPACES}
+    names = IMPLS[options.impl]
+    trainers = {n: Trainer(make_model(n, cell, options), options.rate) for n in names}
     if cell in saved:
+        if absent := trainers.keys() - saved[cell].keys():
+            raise checkpoint.CheckpointError(
+                f"{options.checkpoint} holds no {cell} model of {', '.join(absent)}: it was made "
+                "with another --impl"
+            )
         try:
             for name, trainer in trainers.items():
                 trainer.load_state(saved[cell][name])
@@ -115,8 +119,8 @@ def make_trainers(cell: str, options, saved: dict) -> dict[str, Trainer]:
 
 
 def train(cell: str, trainers: dict[str, Trainer], words, options, seconds: float, save) -> bool:
-    """Train both models in turns on the same batches. False: the user asked to stop."""
-    done = len(trainers["seqkern"].losses)
+    """Train the models in turns on the same batches. False: the user asked to stop."""
+    done = len(next(iter(trainers.values())).losses)
     bar = Progress(options.steps, f"{cell} training")
     end = time.monotonic() + seconds
     with stop_request() as stop:
@@ -152,16 +156,33 @@ def check_pair(cell: str, trainers: dict[str, Trainer], words, options, checks: 
         abs(b / a - 1) <= 0.02,
         f"{cell}: perplexity of unseen text within 2% (torch.nn {a:.2f}, seqkern {b:.2f})",
     )
-    saved = checkpoint.load(options.checkpoint, setting_of(options, words.vocabulary))
-    model = make_model("torch.nn", cell, options)
-    model.load_state_dict(saved[cell]["seqkern"]["model"])
-    c = perplexity(model, words.valid)
-    checks.add(
-        abs(c / b - 1) <= 1e-3,
-        f"{cell}: the checkpoint of seqkern's model gives torch.nn's the same perplexity",
-    )
+    check_checkpoint(cell, "seqkern", b, words, options, checks)
     print()
     print(speed(trainers, options.batch * options.length))
+
+
+def check_alone(cell: str, trainers: dict[str, Trainer], words, options, checks: Checks) -> None:
+    """One implementation: what it reached beside a baseline, and its checkpoint in the other."""
+    ((name, trainer),) = trainers.items()
+    reached, common = perplexity(trainer.model, words.valid), frequency_perplexity(words)
+    rate = options.batch * options.length / median(trainer.step_seconds)
+    print(
+        f"\n{cell}: perplexity of unseen text {reached:.2f}, frequencies alone {common:.2f}; "
+        f"{rate:,.0f} words/s in training ({name}, {len(trainer.losses)} steps)"
+    )
+    check_checkpoint(cell, name, reached, words, options, checks)
+
+
+def check_checkpoint(cell: str, name: str, reached: float, words, options, checks: Checks) -> None:
+    """The weights that were saved work in the other implementation."""
+    (other,) = NAMESPACES.keys() - {name}
+    saved = checkpoint.load(options.checkpoint, setting_of(options, words.vocabulary))
+    model = make_model(other, cell, options)
+    model.load_state_dict(saved[cell][name]["model"])
+    checks.add(
+        abs(perplexity(model, words.valid) / reached - 1) <= 1e-3,
+        f"{cell}: the checkpoint of {name}'s model gives {other}'s the same perplexity",
+    )
 
 
 def continue_prompt(cell: str, trainers: dict[str, Trainer], words, options) -> None:
@@ -206,9 +227,16 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"stopped; saved to {options.checkpoint}, go on with --resume")
             return 130
     for cell, trainers in pairs.items():
-        check_pair(cell, trainers, words, options, checks)
+        check = check_pair if options.impl == "both" else check_alone
+        check(cell, trainers, words, options, checks)
         continue_prompt(cell, trainers, words, options)
-    times_over_lengths(lengths, options.threads, table_seconds, checks)
+    if options.interactive:
+        sampling = [(options.temperature, options.top_k)]
+        for cell, trainers in pairs.items():
+            print(f"\n{cell}; an empty line ends it")
+            converse(trainers[IMPLS[options.impl][-1]].model, words, sampling, options.seed)
+    if options.impl == "both":
+        times_over_lengths(lengths, options.threads, table_seconds, checks)
     print(f"\n{checks.summary()}, {clock(time.monotonic() - begun)} minutes")
     return checks.exit_status
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,22 @@ from .report import Checks
 NAMESPACES = {"seqkern": seqkern, "torch": nn}
 
 
+def number(kind, low, high=None):
+    """An argparse type: a number greater than `low` and, if given, smaller than `high`."""
+
+    def convert(value: str):
+        try:
+            converted = kind(value)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{value!r} is not a number") from None
+        if not converted > low or (high is not None and not converted < high):
+            below = "" if high is None else f" and smaller than {high}"
+            raise argparse.ArgumentTypeError(f"must be greater than {low}{below}, got {value}")
+        return converted
+
+    return convert
+
+
 def parser(name: str, description: str, full: int, small: int) -> argparse.ArgumentParser:
     """The options of every example; full and small are the training steps of the two budgets."""
     options = argparse.ArgumentParser(
@@ -30,9 +47,9 @@ def parser(name: str, description: str, full: int, small: int) -> argparse.Argum
     add = options.add_argument
     add("--impl", choices=NAMESPACES, default="seqkern", help="whose layers (default seqkern)")
     add("--budget", choices=("full", "small"), default="full", help="small: for a quick check")
-    add("--steps", type=int, help=f"training steps (full: {full}, small: {small})")
-    add("--seed", type=int, default=0)
-    add("--threads", type=int, default=torch.get_num_threads())
+    add("--steps", type=number(int, 0), help=f"training steps (full: {full}, small: {small})")
+    add("--seed", type=number(int, -1, 2**31), default=0)
+    add("--threads", type=number(int, 0), default=torch.get_num_threads())
     add("--check", action="store_true", help="status 1 unless the stated margins are reached")
     add("--figures", type=Path, default=Path(".cache/figures"), metavar="FOLDER")
     return options
@@ -41,9 +58,11 @@ def parser(name: str, description: str, full: int, small: int) -> argparse.Argum
 def start(options_parser: argparse.ArgumentParser, arguments: list[str] | None):
     """The options, with the namespace of the layers (``options.layers``); seeds torch."""
     options = options_parser.parse_args(arguments)
-    options.steps = options.budgets[options.budget] if options.steps is None else options.steps
-    if options.steps < 1 or options.threads < 1:
-        options_parser.error("--steps and --threads must be at least 1")
+    options.steps = options.steps or options.budgets[options.budget]
+    try:  # before the training, not after it
+        options.figures.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        options_parser.error(f"--figures {options.figures}: {error.strerror}")
     options.layers = NAMESPACES[options.impl]
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
@@ -68,16 +87,24 @@ def final_states(layer: nn.Module, x: Tensor, lengths: Tensor):
 
 @dataclass
 class Training:
-    """What was trained: each step's loss, the items (words, samples, ...) seen and the seconds taken."""
+    """What was trained: each step's loss and seconds, and the items (words, samples, ...) seen."""
 
     losses: list[float] = field(default_factory=list)
+    step_seconds: list[float] = field(default_factory=list)
     items: int = 0
-    seconds: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.step_seconds)
+
+    @property
+    def milliseconds(self) -> float:
+        """Of a step; the median, which other programs on the machine move less than the mean."""
+        return 1e3 * median(self.step_seconds)
 
     def __add__(self, other: "Training") -> "Training":
-        return Training(
-            self.losses + other.losses, self.items + other.items, self.seconds + other.seconds
-        )
+        seconds = self.step_seconds + other.step_seconds
+        return Training(self.losses + other.losses, seconds, self.items + other.items)
 
 
 def train(
@@ -108,7 +135,7 @@ def train(
         schedule.step()
         training.losses.append(loss.item())
         training.items += items
-        training.seconds += time.perf_counter() - begun
+        training.step_seconds.append(time.perf_counter() - begun)
         if watch:
             watch(step + 1, training.seconds)
         bar.update(step + 1, f"loss {training.losses[-1]:.4f}")
@@ -136,7 +163,7 @@ class Margin:
         word = "below" if self.lower else "above"
         return (
             f"{self.what} {self.reached:.3f}, {self.baseline} {self.beside:.3f} "
-            f"(asked: {self.by:g} {word} it)"
+            f"(asked: {self.by:.3g} {word} it)"
         )
 
 
@@ -158,13 +185,14 @@ def close(options, training: Training, unit: str, *margins: Margin) -> int:
 
 def new_figure(width: float = 8.0, height: float = 4.5):
     """A figure of matplotlib that needs no display."""
-    from matplotlib.figure import Figure
-
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise SystemExit("this example needs matplotlib: pip install 'seqkern[examples]'") from None
     return Figure(figsize=(width, height), layout="constrained", dpi=100)
 
 
 def save(figure, options, name: str | None = None) -> None:
-    options.figures.mkdir(parents=True, exist_ok=True)
     path = options.figures / f"{name or options.name}.png"
     figure.savefig(path)
     print(f"figure: {path}")

@@ -20,12 +20,12 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-import seqkern
 from benchmarks.progress import Progress
 
 from . import text
 from .model import NextWord, perplexity
-from .next_word import CELLS, number
+from .next_word import CELLS
+from .program import NAMESPACES, number
 
 
 def parser() -> argparse.ArgumentParser:
@@ -34,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add = options.add_argument
     add("--strategy", choices=("ddp", "fsdp"), default="ddp", help="default ddp")
+    add("--impl", choices=NAMESPACES, default="seqkern", help="whose layers (default seqkern)")
     add("--cell", choices=CELLS, default="LSTM")
     add("--steps", type=number(int, 0), default=100, help="default 100")
     add("--words", type=number(int, 100), default=2000, help="vocabulary (default 2000)")
@@ -90,7 +91,7 @@ def main() -> None:
     words = text.load(options.words)
     torch.manual_seed(options.seed)
     shape = options.cell, options.words, options.size, options.layers, options.dropout
-    model = NextWord(seqkern, *shape)
+    model = NextWord(NAMESPACES[options.impl], *shape)
     if processes > 1:
         model = distribute(model, options.strategy)
     train(model, words, options, rank, processes)

@@ -121,7 +121,8 @@ def main(arguments: list[str] | None = None) -> int:
     for name, (_, values) in (groups["As initialised"] | groups["Cured"]).items():
         lost[name] = (values[-1].log10() - values[0].log10()).item()
         per_step = 10 ** (-lost[name] / (STEPS - 1))
-        print(f"{name:<24} loses {lost[name]:>6.1f} powers of ten, x {per_step:.3f} a step")
+        verb = "loses" if lost[name] > 0 else "gains"
+        print(f"{name:<24} {verb} {abs(lost[name]):>5.1f} powers of ten, x {per_step:.3f} a step")
     draw(groups, options)
     clipping(plain["relu RNN, weights x 3"], input)
     accuracy, training = {}, program.Training()

@@ -12,13 +12,20 @@ def cpu_capabilities() -> list[str]:
     """The levels that this build has and this machine can run, lowest first.
 
     A part of ``["default", "avx2", "avx512"]``; ``"default"`` is always there.
+
+    >>> "default" in seqkern.cpu_capabilities()
+    True
     """
     return _C.cpu_capabilities()
 
 
 def cpu_capability() -> str:
     """The level in use: the highest one, unless ``SEQKERN_CPU_CAPABILITY`` or
-    :func:`use_cpu_capability` chose another."""
+    :func:`use_cpu_capability` chose another.
+
+    >>> seqkern.cpu_capability() in seqkern.cpu_capabilities()
+    True
+    """
     return _C.cpu_capability()
 
 

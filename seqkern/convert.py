@@ -48,7 +48,13 @@ def convert(model: nn.Module, inplace: bool = False) -> nn.Module:
 
 def to_torch(model: nn.Module, inplace: bool = False) -> nn.Module:
     """The way back: the model with ``torch.nn``'s modules in place of seqkern's. Everything else
-    as with ``convert``."""
+    as with ``convert``.
+
+    Example::
+
+        model = torch.nn.Sequential(seqkern.LSTM(16, 32))
+        plain = seqkern.to_torch(model)  # plain[0] is a torch.nn.LSTM around the same parameters
+    """
     return _swap(model, inplace, _TORCH_CLASSES, "seqkern.to_torch")
 
 

@@ -78,7 +78,9 @@ def gradient_flow(
     The norms come from the kernels' own backward pass, which is asked for each step's gradient. Parameters
     keep their ``.grad``; dropout draws its mask as in any forward pass.
 
-    TypeError for other modules than seqkern's, RuntimeError where no kernel runs (another dtype or device).
+    TypeError for other modules than seqkern's (``seqkern.convert`` makes one of torch.nn's) and other input than
+    tensors, and where target_fn returns none; ValueError where that is not one number that follows from what
+    target_fn was given; RuntimeError where no kernel runs (another dtype or device). Else the module's own errors.
 
     Example::
 
@@ -88,26 +90,42 @@ def gradient_flow(
     """
     if not isinstance(module, (LSTM, GRU, RNN)):
         raise TypeError(f"module must be a seqkern LSTM, GRU or RNN, got {type(module).__name__}")
+    if not isinstance(input, (Tensor, PackedSequence)):
+        raise TypeError(f"input must be a tensor or a PackedSequence, got {type(input).__name__}")
     recorder = _StepGradients()
     with torch.enable_grad(), recorder:
         if isinstance(input, PackedSequence):
             leaf = input.data.detach().requires_grad_()
-            given, steps = input._replace(data=leaf), len(input.batch_sizes)
+            given = input._replace(data=leaf)
         else:
             leaf = given = input.detach().requires_grad_()
-            steps = input.size(1 if module.batch_first and input.dim() == 3 else 0)
-        options = {} if lengths is None else {"lengths": lengths}
-        loss = target_fn(*module(given, hx, **options))
+        results = module(given, hx, lengths)
         if len(recorder.outputs) != module.num_layers:
             raise RuntimeError(
                 f"gradient_flow needs kernels, and there are none for {leaf.dtype} on {leaf.device}"
             )
-        torch.autograd.grad(loss, leaf, allow_unused=True)
+        torch.autograd.grad(_one_number(target_fn(*results)), leaf, allow_unused=True)
+    if isinstance(input, PackedSequence):
+        steps = len(input.batch_sizes)
+    else:
+        steps = input.size(1 if module.batch_first and input.dim() == 3 else 0)
     directions = 2 if module.bidirectional else 1
     absent = torch.zeros(directions, steps, dtype=torch.float64)
     norms = [recorder.norms.get(k, (absent, absent)) for k in range(module.num_layers)]
     h, c = (torch.stack([n[:, :steps] for n in layer]) for layer in zip(*norms, strict=True))
     return GradientFlow(h, c if isinstance(module, LSTM) else None)
+
+
+def _one_number(loss: object) -> Tensor:
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"target_fn must return a tensor of one number, got {type(loss).__name__}")
+    if loss.numel() != 1 or loss.is_complex():
+        raise ValueError(
+            f"target_fn must return one real number, got {loss.dtype} {list(loss.shape)}"
+        )
+    if not loss.requires_grad:
+        raise ValueError("target_fn must return what follows from output or hx_n, got a constant")
+    return loss
 
 
 class _StepGradients(TorchDispatchMode):

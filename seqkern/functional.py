@@ -23,8 +23,8 @@ results have the dtypes that torch's own functions give them, on other devices a
 =====================  =======================  =======================
 CPU autocast           output, h_n              c_n
 =====================  =======================  =======================
-rnn, rnn_cell          A                        -
-gru, gru_cell          promote(h_0, A)          -
+rnn, rnn_cell          A                        none
+gru, gru_cell          promote(h_0, A)          none
 lstm, padded (*)       A                        A
 lstm, ragged (**)      promote(c_0, A)          promote(c_0, A)
 lstm with projection   A                        promote(c_0, A)
@@ -83,7 +83,8 @@ def lstm(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A layer of LSTM, in one direction or both.
 
-    Returns output ``[T, B, D*K]`` (``[R, D*K]`` for ragged input), h_n ``[D, B, K]`` and c_n ``[D,
+    Takes input ``[T, B, I]`` or ragged ``[R, I]`` with batch_sizes ``[T]``, h_0 ``[D, B, K]``, c_0 ``[D, B,
+    H]`` and params with G = 4 gates i, f, g, o. Returns output ``[T, B, D*K]`` (``[R, D*K]`` for ragged input), h_n ``[D, B, K]`` and c_n ``[D,
     B, H]``, all contiguous. RuntimeError names the argument whose shape or dtype does not fit.
 
     Example::
@@ -104,7 +105,8 @@ def gru(
 ) -> tuple[Tensor, Tensor]:
     """A layer of GRU (reset gate after the product), in one direction or both.
 
-    Returns output ``[T, B, D*H]`` (``[R, D*H]`` for ragged input) and h_n ``[D, B, H]``, both
+    Takes input ``[T, B, I]`` or ragged ``[R, I]`` with batch_sizes ``[T]``, h_0 ``[D, B, H]`` and params with
+    G = 3 gates r, z, n. Returns output ``[T, B, D*H]`` (``[R, D*H]`` for ragged input) and h_n ``[D, B, H]``, both
     contiguous. RuntimeError names the argument whose shape or dtype does not fit.
 
     Example::
@@ -127,7 +129,8 @@ def rnn(
     """A layer of Elman RNN, in one direction or both; nonlinearity is ``"tanh"`` or ``"relu"``
     (else ValueError).
 
-    Returns output ``[T, B, D*H]`` (``[R, D*H]`` for ragged input) and h_n ``[D, B, H]``, both
+    Takes input ``[T, B, I]`` or ragged ``[R, I]`` with batch_sizes ``[T]``, h_0 ``[D, B, H]`` and params with
+    G = 1. Returns output ``[T, B, D*H]`` (``[R, D*H]`` for ragged input) and h_n ``[D, B, H]``, both
     contiguous. RuntimeError names the argument whose shape or dtype does not fit.
 
     Example::
@@ -151,6 +154,7 @@ def lstm_cell(
 ) -> tuple[Tensor, Tensor]:
     """One step of LSTM: the next (h, c), each ``[B, H]``.
 
+    Takes input ``[B, I]``, h and c ``[B, H]``, w_ih ``[4*H, I]``, w_hh ``[4*H, H]``, b_ih and b_hh ``[4*H]``.
     RuntimeError names the argument whose shape or dtype does not fit.
 
     Example::
@@ -177,8 +181,10 @@ def gru_cell(
     b_ih: Tensor | None = None,  # [3*H]
     b_hh: Tensor | None = None,  # [3*H]
 ) -> Tensor:
-    """One step of GRU: the next h ``[B, H]``. RuntimeError names the argument whose shape or dtype
-    does not fit.
+    """One step of GRU: the next h ``[B, H]``.
+
+    Takes input ``[B, I]``, h ``[B, H]``, w_ih ``[3*H, I]``, w_hh ``[3*H, H]``, b_ih and b_hh ``[3*H]``.
+    RuntimeError names the argument whose shape or dtype does not fit.
 
     Example::
 
@@ -204,6 +210,7 @@ def rnn_cell(
     """One step of Elman RNN: the next h ``[B, H]``; nonlinearity is ``"tanh"`` or ``"relu"`` (else
     ValueError).
 
+    Takes input ``[B, I]``, h ``[B, H]``, w_ih ``[H, I]``, w_hh ``[H, H]``, b_ih and b_hh ``[H]``.
     RuntimeError names the argument whose shape or dtype does not fit.
 
     Example::

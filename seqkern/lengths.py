@@ -85,7 +85,8 @@ def last_output(
 
         gru = seqkern.GRU(3, 4, bidirectional=True)
         output, h_n = gru(torch.randn(5, 2, 3), lengths=[3, 5])
-        seqkern.last_output(output, [3, 5], bidirectional=True)  # [2, 8], here torch.cat(h_n.unbind(), 1)
+        last = seqkern.last_output(output, [3, 5], bidirectional=True)
+        torch.testing.assert_close(last, torch.cat(h_n.unbind(), 1))  # [2, 8]
     """
     if isinstance(output, PackedSequence) or output.dim() != 3:
         shape = "a PackedSequence" if isinstance(output, PackedSequence) else list(output.shape)

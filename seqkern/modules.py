@@ -449,8 +449,8 @@ class RNN(_Layers, ScriptedOneState, nn.RNN):
     """``torch.nn.RNN`` on seqkern's kernels: same constructor, parameters, results and errors.
 
     ``RNN(input_size, hidden_size, num_layers=1, nonlinearity='tanh', bias=True, batch_first=False,
-    dropout=0.0, bidirectional=False, device=None, dtype=None)``; nonlinearity is ``'tanh'`` or
-    ``'relu'``.
+    dropout=0.0, bidirectional=False, device=None, dtype=None, *, save="gates")``; nonlinearity is ``'tanh'``
+    or ``'relu'``. save means nothing here: an RNN has no gates to keep.
 
     ``forward(input, hx=None, lengths=None)`` takes input ``[T, B, I]`` (``[B, T, I]`` with batch_first,
     ``[T, I]`` unbatched) or a PackedSequence, and hx = h_0 ``[L*D, B, H]``, zeros by default. It

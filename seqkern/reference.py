@@ -7,12 +7,6 @@ kernel. Float16 and bfloat16 are computed in float32 and rounded at the end.
 
 Parameters come as one flat list: per direction ``w_ih, w_hh[, b_ih, b_hh][, w_hr]``. Gate order as
 in ``torch.nn``: i, f, g, o for LSTM; r, z, n for GRU.
-
-Example::
-
-    params = list(torch.nn.LSTM(3, 4).parameters())
-    zeros = torch.zeros(1, 2, 4)
-    output, h_n, c_n = reference.lstm(torch.randn(5, 2, 3), zeros, zeros, params)
 """
 
 from __future__ import annotations
@@ -131,7 +125,15 @@ def lstm(
     batch_sizes: Tensor | None = None,  # [T]
     save: str = "gates",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``seqkern.functional.lstm`` in torch operations."""
+    """``seqkern.functional.lstm`` in torch operations: the same arguments, shapes and results.
+
+    Example::
+
+        params = list(torch.nn.LSTM(3, 4).parameters())
+        zeros = torch.zeros(1, 2, 4)
+        output, h_n, c_n = reference.lstm(torch.randn(5, 2, 3), zeros, zeros, params)
+        output.shape, c_n.shape  # [5, 2, 4], [1, 2, 4]
+    """
     return layer("lstm", input, batch_sizes, h_0, c_0, params)
 
 
@@ -142,7 +144,14 @@ def gru(
     batch_sizes: Tensor | None = None,  # [T]
     save: str = "gates",
 ) -> tuple[Tensor, Tensor]:
-    """``seqkern.functional.gru`` in torch operations."""
+    """``seqkern.functional.gru`` in torch operations: the same arguments, shapes and results.
+
+    Example::
+
+        params = list(torch.nn.GRU(3, 4).parameters())
+        output, h_n = reference.gru(torch.randn(5, 2, 3), torch.zeros(1, 2, 4), params)
+        output.shape, h_n.shape  # [5, 2, 4], [1, 2, 4]
+    """
     return layer("gru", input, batch_sizes, h_0, None, params)
 
 
@@ -154,7 +163,14 @@ def rnn(
     nonlinearity: str = "tanh",
     save: str = "gates",
 ) -> tuple[Tensor, Tensor]:
-    """``seqkern.functional.rnn`` in torch operations."""
+    """``seqkern.functional.rnn`` in torch operations: the same arguments, shapes and results.
+
+    Example::
+
+        params = list(torch.nn.RNN(3, 4).parameters())
+        output, h_n = reference.rnn(torch.randn(5, 2, 3), torch.zeros(1, 2, 4), params)
+        output.shape, h_n.shape  # [5, 2, 4], [1, 2, 4]
+    """
     return layer(rnn_name(nonlinearity), input, batch_sizes, h_0, None, params)
 
 
@@ -181,7 +197,15 @@ def lstm_cell(
     b_ih: Tensor | None = None,  # [4*H]
     b_hh: Tensor | None = None,  # [4*H]
 ) -> tuple[Tensor, Tensor]:
-    """``seqkern.functional.lstm_cell`` in torch operations."""
+    """``seqkern.functional.lstm_cell`` in torch operations: the same arguments, shapes and results.
+
+    Example::
+
+        cell = torch.nn.LSTMCell(3, 4)
+        h, c = torch.zeros(2, 4), torch.zeros(2, 4)
+        h, c = reference.lstm_cell(torch.randn(2, 3), h, c, *cell.parameters())
+        h.shape, c.shape  # [2, 4], [2, 4]
+    """
     return _one_step("lstm", input, h, c, (w_ih, w_hh, b_ih, b_hh))
 
 
@@ -193,7 +217,14 @@ def gru_cell(
     b_ih: Tensor | None = None,  # [3*H]
     b_hh: Tensor | None = None,  # [3*H]
 ) -> Tensor:
-    """``seqkern.functional.gru_cell`` in torch operations."""
+    """``seqkern.functional.gru_cell`` in torch operations: the same arguments, shapes and results.
+
+    Example::
+
+        cell = torch.nn.GRUCell(3, 4)
+        h = reference.gru_cell(torch.randn(2, 3), torch.zeros(2, 4), *cell.parameters())
+        h.shape  # [2, 4]
+    """
     return _one_step("gru", input, h, None, (w_ih, w_hh, b_ih, b_hh))[0]
 
 
@@ -206,5 +237,12 @@ def rnn_cell(
     b_hh: Tensor | None = None,  # [H]
     nonlinearity: str = "tanh",
 ) -> Tensor:
-    """``seqkern.functional.rnn_cell`` in torch operations."""
+    """``seqkern.functional.rnn_cell`` in torch operations: the same arguments, shapes and results.
+
+    Example::
+
+        cell = torch.nn.RNNCell(3, 4)
+        h = reference.rnn_cell(torch.randn(2, 3), torch.zeros(2, 4), *cell.parameters())
+        h.shape  # [2, 4]
+    """
     return _one_step(rnn_name(nonlinearity), input, h, None, (w_ih, w_hh, b_ih, b_hh))[0]

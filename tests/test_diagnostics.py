@@ -180,9 +180,50 @@ def test_short_dtype():
     torch.testing.assert_close(short.h, wide.h, rtol=0.05, atol=0.01)
 
 
-def test_errors():
-    with pytest.raises(TypeError, match="a seqkern LSTM, GRU or RNN, got Linear"):
-        gradient_flow(nn.Linear(2, 2), torch.zeros(1, 2), loss)
+def test_one_step():
+    module = seqkern.GRU(I, H, num_layers=2)
+    flow = gradient_flow(module, torch.randn(1, B, I), lambda output, _: output.sum())
+    torch.testing.assert_close(flow.h[1], torch.tensor([[float(B * H) ** 0.5]]).double())
+    assert flow.h_ratio.shape == (2, 1, 0)
+
+
+@pytest.mark.parametrize(
+    "module, input, target, error, message",
+    (
+        (nn.Linear(2, 2), torch.zeros(1, 2), loss, TypeError, "LSTM, GRU or RNN, got Linear"),
+        (nn.LSTM(I, H), torch.zeros(T, B, I), loss, TypeError, "seqkern LSTM, .*, got LSTM"),
+        (seqkern.RNN(I, H), [1.0], loss, TypeError, "input must be a tensor .*, got list"),
+        (seqkern.RNN(I, H), torch.zeros(T, B, 9), loss, RuntimeError, "Expected 4, got 9"),
+        (seqkern.RNN(I, H), torch.zeros(T), loss, ValueError, "Expected input to be 2D or 3D"),
+        (
+            seqkern.RNN(I, H),
+            torch.zeros(T, B, I),
+            lambda output, _: output,
+            ValueError,
+            r"target_fn must return one real number, got torch.float32 \[6, 3, 5\]",
+        ),
+        (
+            seqkern.RNN(I, H),
+            torch.zeros(T, B, I),
+            lambda output, _: output.sum().item(),
+            TypeError,
+            "target_fn must return a tensor of one number, got float",
+        ),
+        (
+            seqkern.RNN(I, H),
+            torch.zeros(T, B, I),
+            lambda output, _: output.detach().sum(),
+            ValueError,
+            "target_fn must return what follows from output or hx_n, got a constant",
+        ),
+    ),
+)
+def test_errors(module, input, target, error, message):
+    with pytest.raises(error, match=message):
+        gradient_flow(module, input, target)
+
+
+def test_no_kernels():
     module = seqkern.RNN(I, H, dtype=torch.complex64)
     with pytest.raises(RuntimeError, match="needs kernels, and there are none for torch.complex64"):
         gradient_flow(

@@ -98,11 +98,23 @@ def test_a_wrong_shape_is_noticed():
         run("x = torch.zeros(2, 3)\nx.shape, x.shape  # [2, 3], [2, 4]", {"torch": torch})
 
 
-def test_every_concept_names_an_example_that_exists():
+def test_concepts_link_every_example():
     text = (ROOT / "docs/concepts.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"python -m examples\.(\w+)", text))
-    assert len(named) > 10
-    assert {name for name in named if not (ROOT / "examples" / f"{name}.py").is_file()} == set()
+    linked = set(re.findall(r"\]\(\.\./examples/(\w+)\.py\)", text))
+    programs = {p.stem for p in (ROOT / "examples").glob("*.py") if "def main(" in p.read_text()}
+    assert linked == programs - {"__main__"}
+
+
+def test_every_public_function_has_an_example():
+    page, lacking = (ROOT / "docs/reference.md").read_text(encoding="utf-8"), []
+    documented_whole = re.findall(r"automodule:: (\S+)", page)
+    for module in (seqkern, *map(importlib.import_module, documented_whole)):
+        for name in module.__all__:
+            thing = getattr(module, name)
+            doc = inspect.getdoc(thing) or ""
+            if inspect.isfunction(thing) and "Example::" not in doc and ">>>" not in doc:
+                lacking.append(f"{module.__name__}.{name}")
+    assert lacking == []
 
 
 LINK = re.compile(r"\]\(([^)\s#]+)(?:#[^)]*)?\)")

@@ -239,6 +239,21 @@ def test_run_trains_both_and_passes_its_checks(run, capsys):
         assert ours == pytest.approx(theirs, rel=1e-4)
 
 
+@pytest.mark.parametrize("impl", ("seqkern", "torch"))
+def test_one_implementation_alone(run, impl, capsys, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda _: "")
+    assert run("--steps", "3", "--impl", impl, "--interactive") == 0
+    name = {"torch": "torch.nn"}.get(impl, impl)
+    output = capsys.readouterr().out
+    assert f"words/s in training ({name}, 3 steps)" in output
+    assert f"[pass] GRU: the checkpoint of {name}'s model gives" in output
+    assert "an empty line ends it" in output and "forward and backward" not in output
+    assert torch.load(run.path, weights_only=True)["runs"]["GRU"].keys() == {name}
+    with pytest.raises(SystemExit):
+        run("--steps", "5", "--resume")
+    assert "it was made with another --impl" in capsys.readouterr().err
+
+
 def test_resumed_run_equals_an_uninterrupted_one(run):
     assert run("--steps", "6", "--dropout", "0.5") == 0
     whole = losses(run.path)

@@ -40,6 +40,31 @@ def test_orthogonal(namespace, kind):
     assert unchanged(module, before, "weight_hh")
 
 
+@NAMESPACES
+@pytest.mark.parametrize("kind", GATES)
+def test_xavier_uniform(namespace, kind):
+    module = getattr(namespace, kind)(30, 60, **({} if kind.endswith("Cell") else SEVERAL))
+    before = parameters(module)
+    assert init.xavier_uniform_(module, gain=2.0) is module
+    weights = [p for name, p in module.named_parameters() if name.startswith("weight_ih")]
+    assert len(weights) == (1 if kind.endswith("Cell") else 4)
+    for weight in weights:
+        bound = 2 * (6 / (weight.size(1) + 60)) ** 0.5
+        for block in weight.unflatten(0, (GATES[kind], 60)):
+            assert 0.95 * bound < block.abs().max() <= bound
+    assert unchanged(module, before, "weight_ih")
+
+
+def test_xavier_uniform_lets_gradients_through_a_stack():
+    input, arrived = torch.randn(40, 8, 64, requires_grad=True), []
+    weights = torch.randn(40, 8, 64)
+    for change in (lambda module: module, init.xavier_uniform_):
+        module = change(seqkern.LSTM(64, 64, num_layers=4))
+        (grad,) = torch.autograd.grad((module(input)[0] * weights).sum(), input)
+        arrived.append(grad.norm())
+    assert arrived[1] > 4 * arrived[0]
+
+
 def test_orthogonal_with_projection():
     module = init.orthogonal_(seqkern.LSTM(3, 6, proj_size=2))
     blocks = module.weight_hh_l0.unflatten(0, (4, 6))
@@ -91,6 +116,7 @@ def test_identity(namespace, kind, options):
     "function, module, error, message",
     (
         (init.orthogonal_, nn.Linear(3, 3), TypeError, "one of their cells, got Linear"),
+        (init.xavier_uniform_, nn.Linear(3, 3), TypeError, "one of their cells, got Linear"),
         (init.forget_bias_, seqkern.GRU(3, 4), TypeError, "an LSTM or LSTMCell, got GRU"),
         (init.forget_bias_, nn.GRUCell(3, 4), TypeError, "an LSTM or LSTMCell, got GRUCell"),
         (init.forget_bias_, seqkern.LSTM(3, 4, bias=False), ValueError, "bias=False"),

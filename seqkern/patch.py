@@ -11,10 +11,11 @@ import contextlib
 import functools
 import importlib.abc
 import importlib.machinery
+import re
 import sys
 import threading
 
-from seqkern.convert import SEQKERN_CLASSES
+from seqkern.convert import SEQKERN_CLASSES, TORCH_CLASSES
 
 __all__ = ["patch"]
 
@@ -32,7 +33,8 @@ class patch(contextlib.ContextDecorator):
     (``seqkern.convert`` is for them), nor are subclasses of ``torch.nn``'s classes, whenever they
     were defined. ``isinstance(module, nn.LSTM)`` is true for seqkern's LSTMs while a patch is on
     and false otherwise, for ``torch.compile`` refuses what is an ``nn.LSTM``: a patch sets
-    ``torch._dynamo.config.allow_rnn`` and restores it.
+    ``torch._dynamo.config.allow_rnn`` and restores it. ``type(module)`` is seqkern's class always;
+    only ``torch.ao``, whose quantization goes by it, is told torch's while a patch is on.
 
     Example::
 
@@ -79,7 +81,8 @@ def _install() -> contextlib.ExitStack:
             ours.__bases__ = (*ours.__bases__, torchs)
             undo.callback(setattr, torchs, "__init__", torchs.__init__)
             torchs.__init__ = _constructor(torchs, ours)
-        _allow_rnn(undo)
+        _when_imported(_DYNAMO, _allow_rnn, undo)
+        _when_imported(_BY_TYPE, _ask_torchs_type, undo)
     except BaseException:
         undo.close()
         raise
@@ -103,42 +106,71 @@ def _constructor(torchs: type, ours: type):
     return __init__
 
 
-# ---- torch._dynamo.config.allow_rnn, without importing Dynamo: that takes as long as torch ----
+# ---- modules of torch that need to know: now where they are there, else once they are. Importing
+# Dynamo takes as long as importing torch ----
 
-_CONFIG = "torch._dynamo.config"
+
+def _allow_rnn(undo: contextlib.ExitStack, config) -> None:
+    undo.callback(setattr, config, "allow_rnn", config.allow_rnn)
+    config.allow_rnn = True
 
 
-def _allow_rnn(undo: contextlib.ExitStack) -> None:
-    """Sets it, now or once it is there; ``undo`` gets what restores it. (No generator: one that is
-    left suspended when Python ends is closed after the modules are gone.)"""
+class _AnswersAsTorch(type):
+    """Makes of a class what ``type`` is, but for the type of seqkern's modules."""
 
-    def allow(config):
-        undo.callback(setattr, config, "allow_rnn", config.allow_rnn)
-        config.allow_rnn = True
+    def __call__(cls, *args, **kwargs):
+        kind = type(*args, **kwargs)
+        return TORCH_CLASSES.get(kind, kind)
 
-    if _CONFIG in sys.modules:
-        allow(sys.modules[_CONFIG])
-        return
-    finder = _AfterImport(_CONFIG, allow)
+    def __instancecheck__(cls, thing) -> bool:
+        return isinstance(thing, type)
+
+
+class _Type(metaclass=_AnswersAsTorch):
+    pass
+
+
+def _ask_torchs_type(undo: contextlib.ExitStack, module) -> None:
+    """Quantization chooses by ``type(module)``, which it asks in dozens of places and functions that
+    programs have imported long ago. A global of that name comes before the builtin."""
+    module.type = _Type
+    undo.callback(vars(module).pop, "type", None)
+
+
+# parametrize has type_before_parametrizations, which is the other way torch.ao asks.
+_BY_TYPE = re.compile(r"torch\.ao\..*|torch\.nn\.utils\.parametrize")
+_DYNAMO = re.compile(r"torch\._dynamo\.config")
+
+
+def _when_imported(names: re.Pattern, call, undo: contextlib.ExitStack) -> None:
+    """Calls ``call(undo, module)`` for each module of these names. (No generator: one that is left
+    suspended when Python ends is closed after the modules are gone.)"""
+    for name, module in list(sys.modules.items()):
+        if names.fullmatch(name):
+            call(undo, module)
+    finder = _AfterImport(names, functools.partial(call, undo))
     sys.meta_path.insert(0, finder)
     undo.callback(lambda: finder in sys.meta_path and sys.meta_path.remove(finder))
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
-    """Calls a function with a module once that has been imported."""
+    """Calls a function with each module of certain names once that has been imported."""
 
-    def __init__(self, name: str, call):
-        self._name, self._call = name, call
+    def __init__(self, names: re.Pattern, call):
+        self._names, self._call = names, call
 
     def find_spec(self, fullname, path, target=None):
-        if fullname != self._name:
+        if not self._names.fullmatch(fullname):
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        if spec is None:
+            return None
         execute = spec.loader.exec_module
 
         def exec_module(module):
             execute(module)
-            self._call(module)
+            if self in sys.meta_path:
+                self._call(module)
 
         spec.loader.exec_module = exec_module
         return spec

@@ -20,10 +20,10 @@ from torch.nn.utils import parametrize
 
 from seqkern import modules
 
-__all__ = ["SEQKERN_CLASSES", "convert", "to_torch"]
+__all__ = ["SEQKERN_CLASSES", "TORCH_CLASSES", "convert", "to_torch"]
 
 SEQKERN_CLASSES = {getattr(nn, name): getattr(modules, name) for name in modules.__all__}
-_TORCH_CLASSES = {ours: torchs for torchs, ours in SEQKERN_CLASSES.items()}
+TORCH_CLASSES = {ours: torchs for torchs, ours in SEQKERN_CLASSES.items()}
 
 
 def convert(model: nn.Module, inplace: bool = False) -> nn.Module:
@@ -55,7 +55,7 @@ def to_torch(model: nn.Module, inplace: bool = False) -> nn.Module:
         model = torch.nn.Sequential(seqkern.LSTM(16, 32))
         plain = seqkern.to_torch(model)  # plain[0] is a torch.nn.LSTM around the same parameters
     """
-    return _swap(model, inplace, _TORCH_CLASSES, "seqkern.to_torch")
+    return _swap(model, inplace, TORCH_CLASSES, "seqkern.to_torch")
 
 
 def _swap(model, inplace, classes, function):
@@ -75,11 +75,11 @@ def _swap(model, inplace, classes, function):
             module.__class__ = type(cls.__name__, (classes[cls.__base__],), members)
         else:
             # seqkern's classes are subclasses of torch.nn's: no reason to warn.
-            arrived = classes is SEQKERN_CLASSES and isinstance(module, tuple(_TORCH_CLASSES))
+            arrived = classes is SEQKERN_CLASSES and isinstance(module, tuple(TORCH_CLASSES))
             if isinstance(module, tuple(classes)) and not arrived:
                 subclasses.add(f"{cls.__module__}.{cls.__qualname__}")
             continue
-        if classes is _TORCH_CLASSES and cls in classes and isinstance(module, nn.RNNBase):
+        if classes is TORCH_CLASSES and cls in classes and isinstance(module, nn.RNNBase):
             # On a GPU torch wants the weights in one block, or it warns at every call.
             module._init_flat_weights()
     if subclasses:

@@ -1,5 +1,4 @@
-"""What Dynamo (``torch.compile``, ``torch.export``) has to be told, without importing it: that takes as long
-as torch itself.
+"""What Dynamo (``torch.compile``, ``torch.export``) has to be told.
 
 Dynamo breaks the graph on every ``nn.LSTM``, ``nn.GRU`` and ``nn.RNN`` unless ``torch._dynamo.config.allow_rnn``
 is set. seqkern's layers are subclasses of these, as programs ask with ``isinstance`` whether a state has a c;
@@ -9,11 +8,10 @@ and they compile, as torch's do not (its LSTM has no gradient then). So the sett
 from __future__ import annotations
 
 import functools
-import importlib.abc
-import importlib.machinery
-import sys
 
-__all__ = ["accept", "after_import"]
+from seqkern.imports import after_import
+
+__all__ = ["accept"]
 
 
 def accept(layers: type) -> None:
@@ -31,37 +29,4 @@ def accept(layers: type) -> None:
 
         builder.VariableBuilder.wrap_module = wrap_module
 
-    after_import("torch._dynamo.variables.builder", install)
-
-
-def after_import(name: str, call):
-    """Calls a function with a module, now or once that is imported. Returns what gives it up."""
-    if name in sys.modules:
-        call(sys.modules[name])
-        return lambda: None
-    finder = _Finder(name, call)
-    sys.meta_path.insert(0, finder)
-    return finder.remove
-
-
-class _Finder(importlib.abc.MetaPathFinder):
-    def __init__(self, name: str, call):
-        self._name, self._call = name, call
-
-    def remove(self) -> None:
-        if self in sys.meta_path:
-            sys.meta_path.remove(self)
-
-    def find_spec(self, fullname, path, target=None):
-        if fullname != self._name:
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
-        execute = spec.loader.exec_module
-
-        def exec_module(module):
-            execute(module)
-            self.remove()
-            self._call(module)
-
-        spec.loader.exec_module = exec_module
-        return spec
+    after_import(r"torch\._dynamo\.variables\.builder", install, once=True)

@@ -10,8 +10,8 @@ import contextlib
 import functools
 import threading
 
-from seqkern import dynamo
-from seqkern.convert import SEQKERN_CLASSES
+from seqkern.convert import SEQKERN_CLASSES, TORCH_CLASSES
+from seqkern.imports import after_import
 
 __all__ = ["patch"]
 
@@ -28,7 +28,8 @@ class patch(contextlib.ContextDecorator):
     whole process. Modules built in a patch are seqkern's and stay so. Others are not touched
     (``seqkern.convert`` is for them), nor are subclasses of ``torch.nn``'s classes, whenever they
     were defined. ``torch.compile(fullgraph=True)`` takes these and modules built before too: a patch
-    sets ``torch._dynamo.config.allow_rnn`` and restores it.
+    sets ``torch._dynamo.config.allow_rnn`` and restores it. ``type(module)`` is seqkern's class always;
+    only ``torch.ao``, whose quantization goes by it, is told torch's while a patch is on.
 
     Example::
 
@@ -73,7 +74,12 @@ def _install() -> contextlib.ExitStack:
         for torchs, ours in SEQKERN_CLASSES.items():
             undo.callback(setattr, torchs, "__init__", torchs.__init__)
             torchs.__init__ = _constructor(torchs, ours)
-        _allow_rnn(undo)
+        for names, tell in (
+            (r"torch\._dynamo\.config", _allow_rnn),
+            # parametrize has type_before_parametrizations, which is the other way torch.ao asks.
+            (r"torch\.ao\..*|torch\.nn\.utils\.parametrize", _answer_as_torch),
+        ):
+            undo.callback(after_import(names, functools.partial(tell, undo)))
     except BaseException:
         undo.close()
         raise
@@ -95,13 +101,28 @@ def _constructor(torchs: type, ours: type):
     return __init__
 
 
-def _allow_rnn(undo: contextlib.ExitStack) -> None:
-    """Sets torch._dynamo.config.allow_rnn, now or once it is there; ``undo`` gets what restores it.
-    (No generator: one that is left suspended when Python ends is closed after the modules are
-    gone.)"""
+def _allow_rnn(undo: contextlib.ExitStack, config) -> None:
+    undo.callback(setattr, config, "allow_rnn", config.allow_rnn)
+    config.allow_rnn = True
 
-    def allow(config):
-        undo.callback(setattr, config, "allow_rnn", config.allow_rnn)
-        config.allow_rnn = True
 
-    undo.callback(dynamo.after_import("torch._dynamo.config", allow))
+class _AnswersAsTorch(type):
+    """Makes of a class what ``type`` is, but for the type of seqkern's modules."""
+
+    def __call__(cls, *args, **kwargs):
+        kind = type(*args, **kwargs)
+        return TORCH_CLASSES.get(kind, kind)
+
+    def __instancecheck__(cls, thing) -> bool:
+        return isinstance(thing, type)
+
+
+class _Type(metaclass=_AnswersAsTorch):
+    pass
+
+
+def _answer_as_torch(undo: contextlib.ExitStack, module) -> None:
+    """Quantization chooses by ``type(module)``, which it asks in dozens of places and functions that
+    programs have imported long ago. A global of that name comes before the builtin."""
+    module.type = _Type
+    undo.callback(vars(module).pop, "type", None)

@@ -313,7 +313,12 @@ def everything():
         (cls, cls.__bases__, cls.__mro__, dict(vars(cls)))
         for kind in KINDS
         for cls in (getattr(nn, kind), getattr(seqkern, kind))
-    ] + [nn.LSTM, nn.modules.LSTM, list(sys.meta_path)]
+    ] + [
+        nn.LSTM,
+        nn.modules.LSTM,
+        list(sys.meta_path),
+        [n for n, m in sys.modules.items() if n.startswith("torch.") and "type" in vars(m)],
+    ]
 
 
 def test_patch_leaves_nothing_behind():
@@ -355,7 +360,7 @@ def test_decorator():
 def test_a_failing_start_is_undone(monkeypatch):
     before = everything()
     with monkeypatch.context() as m:
-        m.setattr(seqkern.dynamo, "after_import", lambda *_: 1 / 0)
+        m.setattr(sys.modules["seqkern.patch"], "after_import", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             seqkern.patch().start()
     assert everything() == before
@@ -582,3 +587,67 @@ def test_quantization_takes_what_to_torch_gives():
     quantized = quantize(seqkern.to_torch(ours), {nn.LSTM})
     assert type(quantized[0]) is torch.ao.nn.quantized.dynamic.LSTM
     assert torch.equal(quantized(x)[0], expected[0])
+
+
+@pytest.fixture
+def fbgemm():
+    if "fbgemm" not in torch.backends.quantized.supported_engines:
+        pytest.skip("this PyTorch has no fbgemm")
+
+
+@pytest.mark.filterwarnings("ignore")  # torch.ao warns of itself
+@pytest.mark.parametrize("kind", KINDS)
+def test_dynamic_quantization_in_a_patch(fbgemm, kind):
+    """torch.ao asks type(module), and is told torch's class while a patch is on."""
+    if kind == "RNN":
+        pytest.skip("torch has no quantized RNN")
+    module = EARLY[kind](3, 4)
+    model = nn.Sequential(module)
+    expected = torch.ao.quantization.quantize_dynamic(model, {EARLY[kind]})
+    with seqkern.patch():
+        ours = nn.Sequential(getattr(nn, kind)(3, 4))
+        assert type(ours[0]) is getattr(seqkern, kind)
+        ours.load_state_dict(model.state_dict())
+        quantized = torch.ao.quantization.quantize_dynamic(ours, {EARLY[kind]})
+    assert type(quantized[0]) is type(expected[0]) is not EARLY[kind]
+    x = _x(module).float()
+    torch.testing.assert_close(quantized(x), expected(x), rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_fx_quantization_in_a_patch(fbgemm):
+    """By modules of torch.ao that are imported in the patch."""
+    program = """
+import torch, seqkern
+from torch import nn
+from torch.ao.quantization import QConfigMapping, default_dynamic_qconfig
+from torch.ao.nn.quantizable import LSTMCell
+
+def quantized():
+    from torch.ao.quantization import quantize_fx
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.LSTM(3, 4)).eval(), torch.randn(5, 2, 3)
+    mapping = QConfigMapping().set_object_type(nn.LSTM, default_dynamic_qconfig)
+    converted = quantize_fx.convert_fx(quantize_fx.prepare_fx(model, mapping, (x,)))
+    assert isinstance(converted.get_submodule("0"), torch.ao.nn.quantized.dynamic.LSTM)
+    return model[0], converted(x)[0]
+
+with seqkern.patch():
+    ours, y = quantized()
+    assert type(ours) is seqkern.LSTM
+    cell = nn.LSTMCell(3, 4)
+    cell.qconfig = torch.ao.quantization.default_qconfig
+    assert type(LSTMCell.from_float(cell)) is LSTMCell
+torchs, expected = quantized()
+assert type(torchs) is nn.LSTM and torch.equal(y, expected)
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_torch_ao_does_with_type(fbgemm):
+    with seqkern.patch():
+        told = sys.modules["torch.ao.quantization.quantize"].type
+        assert told(nn.GRU(3, 4)) is EARLY["GRU"] and told(3) is int and told(int) is type
+        assert isinstance(int, told) and not isinstance(3, told)
+        assert told("Name", (int,), {}).__mro__[1] is int

@@ -28,9 +28,10 @@ START, END = "<!-- tests/cuda_host/mutate.py writes from here -->", "<!-- to her
 class Mutation:
     name: str
     file: str  # of csrc
-    old: str  # found once
+    old: str  # found `times`
     new: str
     tier: str  # whose tests are run
+    times: int = 1
 
 
 MUTATIONS = [
@@ -144,31 +145,186 @@ MUTATIONS = [
         "grid",
     ),
     Mutation(
+        "the gathered h_{t-1} has the stride of one direction",
+        "cuda/step.cu",
+        "output)[(s.before + r) * a.ldo + unit]",
+        "output)[(s.before + r) * a.K + unit]",
+        "stepwise",
+    ),
+    Mutation(
+        "block: the GRU's b_hn outside of what the reset gate multiplies",
+        "cuda/block.cu",
+        "q[G - 1] += bias[G];",
+        "x[G - 1] += bias[G];",
+        "block",
+    ),
+    Mutation(
+        "block: no barrier between gate gradients and products",
+        "cuda/block.cu",
+        "      __syncthreads();\n      A sums[kRows] = {};",
+        "      A sums[kRows] = {};",
+        "block",
+    ),
+    Mutation(
+        "grid: the flag is stored without release order",
+        "cuda/grid.cu",
+        "store_release(flags + blockIdx.x, count);",
+        "__atomic_store_n(flags + blockIdx.x, count, __ATOMIC_RELAXED);",
+        "grid",
+    ),
+    Mutation(
+        "grid: the flags are loaded without acquire order",
+        "cuda/grid.cu",
+        "load_acquire(flags + p) >= count",
+        "__atomic_load_n(flags + p, __ATOMIC_RELAXED) >= count",
+        "grid",
+    ),
+    Mutation(
+        "grid: the partial sums have one buffer",
+        "cuda/grid.cu",
+        "i % 2 * one_buffer",
+        "0 * one_buffer",
+        "grid",
+        times=2,
+    ),
+    Mutation(
+        "ragged, grid: grad_h of a row that has not been in a step yet",
+        "cuda/grid.cu",
+        "if (r < before) grad_h[pair] = sum;",
+        "if (r < active) grad_h[pair] = sum;",
+        "grid",
+    ),
+    Mutation(
+        "grid: the reverse direction goes the other way through time",
+        "cuda/grid.cu",
+        "return a.steps.reverse ? a.steps.begin + i : a.steps.end - 1 - i;",
+        "return a.steps.reverse ? a.steps.end - 1 - i : a.steps.begin + i;",
+        "grid",
+    ),
+    Mutation(
         "mma: no wait for the asynchronous copies",
         "cuda/mma.cu",
-        "      cp_async_wait<0>();\n",
+        "        cp_async_wait<0>();\n",
         "",
         "mma",
     ),
     Mutation(
         "mma: rows of a tile in the wrong order of gates",
         "cuda/mma.cu",
-        "const int gate = 2 * t + f % 2",
-        "const int gate = 2 * t + f / 2",
+        "const int gate = 2 * t + row / kUnits",
+        "const int gate = 2 * t + 1 - row / kUnits",
         "mma",
     ),
     Mutation(
-        "mma: no barrier before h's place is used again",
+        "mma: two registers of a fragment swapped",
         "cuda/mma.cu",
-        "    __syncthreads();  // h has been read: its place is free\n",
+        "const int row = lane / 4 + 8 * (f % 2), column = 2 * (lane % 4) + 8 * (f / 2);",
+        "const int row = lane / 4 + 8 * (f / 2), column = 2 * (lane % 4) + 8 * (f % 2);",
+        "mma",
+    ),
+    Mutation(
+        "mma: fragments in shared memory are those in registers again",
+        "cuda/mma.cu",
+        "weight(t, first_k + kHeld + j)",
+        "weight(t, first_k + j)",
+        "mma",
+    ),
+    Mutation(
+        "mma: backward, fragments in registers of the neighbour's tiles",
+        "cuda/mma.cu",
+        "held[n][j] = weight(warp + n * warps, j)",
+        "held[n][j] = weight(warp + n, j)",
+        "mma",
+    ),
+    Mutation(
+        "mma: one buffer of h where one block has all units",
+        "cuda/mma.cu",
+        "    if (!several) buffer ^= 1;\n",
         "",
         "mma",
     ),
     Mutation(
-        "mma: no barrier before the flag",
+        "mma: no barrier between a step's h and the next step",
         "cuda/mma.cu",
-        "    __syncthreads();\n    if (gridDim.x > 1 && threadIdx.x == 0) {",
-        "    if (gridDim.x > 1 && threadIdx.x == 0) {",
+        "    __syncthreads();\n    if (several && threadIdx.x == 0) {",
+        "    if (several && threadIdx.x == 0) {",
+        "mma",
+    ),
+    Mutation(
+        "mma: no __syncwarp after the flags were seen",
+        "cuda/mma.cu",
+        "        __syncwarp();\n      }\n      // Two lanes",
+        "      }\n      // Two lanes",
+        "mma",
+    ),
+    Mutation(
+        "mma: no __syncwarp between copies and products",
+        "cuda/mma.cu",
+        "      if (m.groups == 1) {\n        __syncwarp();\n      } else {",
+        "      if (m.groups > 1) {",
+        "mma",
+    ),
+    Mutation(
+        "mma: no barrier between the groups' copies and products",
+        "cuda/mma.cu",
+        "      } else {\n        __syncthreads();\n      }",
+        "      }",
+        "mma",
+    ),
+    Mutation(
+        "mma: no barrier between the splits' partial sums and who adds them",
+        "cuda/mma.cu",
+        "      __syncthreads();\n    }\n\n    if (!several)",
+        "    }\n\n    if (!several)",
+        "mma",
+    ),
+    Mutation(
+        "mma: a warp does not wait for the last block of its run of h",
+        "cuda/mma.cu",
+        "p * units < end &&",
+        "(p + 1) * units < end &&",
+        "mma",
+    ),
+    Mutation(
+        "mma: the GRU's x_n inside what the reset gate multiplies",
+        "cuda/mma.cu",
+        "const bool apart = C::kRecurrentBias && g == G - 1;",
+        "const bool apart = false;",
+        "mma",
+    ),
+    Mutation(
+        "mma: vectors from odd addresses",
+        "cuda/mma.cu",
+        " && on_16_bytes(a.h_0)",
+        "",
+        "mma",
+    ),
+    Mutation(
+        "ragged, mma: one row too many continues the step before",
+        "cuda/mma.cu",
+        "r < s.continued ? as<T>(a.output)",
+        "r <= s.continued ? as<T>(a.output)",
+        "mma",
+    ),
+    Mutation(
+        "mma: backward, no barrier after the flags were seen",
+        "cuda/mma.cu",
+        "      __syncthreads();\n    }\n    const float* from =",
+        "    }\n    const float* from =",
+        "mma",
+    ),
+    Mutation(
+        "mma: backward, the partial sums have one buffer",
+        "cuda/mma.cu",
+        "i % 2 * one_buffer",
+        "0 * one_buffer",
+        "mma",
+    ),
+    Mutation(
+        "mma: backward, the flag before the partial sums",
+        "cuda/mma.cu",
+        "    __syncthreads();\n    if (blocks > 1 && threadIdx.x == 0) {",
+        "    if (blocks > 1 && threadIdx.x == 0) {",
         "mma",
     ),
 ]
@@ -186,7 +342,7 @@ def build(mutation: Mutation, sanitizer: str) -> Path:
     """A folder with the package, its extension made of the mutated file."""
     source = ROOT / "csrc" / mutation.file
     text = source.read_text()
-    if text.count(mutation.old) != 1:
+    if text.count(mutation.old) != mutation.times:
         raise SystemExit(
             f"{mutation.name}: {mutation.file} has the text {text.count(mutation.old)} times"
         )
@@ -268,7 +424,7 @@ def found_by(mutation: Mutation) -> str:
                 env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
                 capture_output=True,
                 text=True,
-                timeout=300,
+                timeout=900,
                 check=False,
             )
         except subprocess.TimeoutExpired:

@@ -136,8 +136,11 @@ def flag_problems(sass: str) -> list[str]:
     for i, line in enumerate(code):
         if "LDG" in line and "CONSTANT" in line:
             problems.append("a load through the cache that is not coherent")
-        if "LDG.E.STRONG.GPU" in line and not any("CCTL.IVALL" in c for c in code[i + 1 : i + 4]):
-            problems.append("a flag's load without CCTL.IVALL after it")
+        # Before the next branch, which leaves the loop or looks at the flag again.
+        if "LDG.E.STRONG.GPU" in line:
+            until = next((c for c in code[i + 1 :] if "CCTL.IVALL" in c or " BRA " in c), "")
+            if "CCTL.IVALL" not in until:
+                problems.append("a flag's load without CCTL.IVALL after it")
         before = code[max(0, i - 6) : i]
         if "STG.E.STRONG.GPU" in line and not any("MEMBAR" in c and "GPU" in c for c in before):
             problems.append("a flag's store without MEMBAR before it")

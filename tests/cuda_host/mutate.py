@@ -1,6 +1,6 @@
 """Deliberate bugs in the CUDA kernels, one at a time: each must be found by a check of `make
-cuda-host`, which has to have been run before. `make cuda-mutations`; with --write the table of
-docs/cuda.md is renewed; names of mutations limit the run to these.
+cuda-host`, which has to have been run before. `make cuda-mutations`; with --write their rows of the table
+in docs/cuda.md are renewed; names of mutations limit the run to these.
 
 The mutated file is compiled and linked by the build's own commands, with other paths: nothing of
 the tree or its build changes.
@@ -183,7 +183,7 @@ MUTATIONS = [
         "grid: the partial sums have one buffer",
         "cuda/grid.cu",
         "i % 2 * one_buffer",
-        "0 * one_buffer",
+        "i * 0 * one_buffer",
         "grid",
         times=2,
     ),
@@ -317,7 +317,7 @@ MUTATIONS = [
         "mma: backward, the partial sums have one buffer",
         "cuda/mma.cu",
         "i % 2 * one_buffer",
-        "0 * one_buffer",
+        "i * 0 * one_buffer",
         "mma",
     ),
     Mutation(
@@ -449,25 +449,36 @@ def found_by(mutation: Mutation) -> str:
     return ""
 
 
+def write(found: dict[str, str]) -> None:
+    """Rows of the page's table: new ones, and what stays of the others."""
+    page = ROOT / "docs" / "cuda.md"
+    text = page.read_text()
+    begin = text.index(START) + len(START)
+    end = text.index(END, begin)
+    rows = {line.split("|")[1].strip(): line for line in text[begin:end].splitlines()[3:]}
+    for m in MUTATIONS:
+        if m.name in found:
+            rows[m.name] = f"| {m.name} | `{m.file}` | {found[m.name]} |"
+    listed = [rows[m.name] for m in MUTATIONS if m.name in rows]
+    table = "\n".join(["| bug | in `csrc/` | first found by |", "|---|---|---|", *listed])
+    page.write_text(f"{text[:begin]}\n{table}\n{text[end:]}")
+
+
 def main() -> None:
     arguments = sys.argv[1:]
     names = [a for a in arguments if a != "--write"]
+    if unknown := set(names) - {m.name for m in MUTATIONS}:
+        raise SystemExit(f"no mutation is called {', '.join(sorted(unknown))}")
     chosen = [m for m in MUTATIONS if not names or m.name in names]
     shutil.rmtree(WORK, ignore_errors=True)
-    rows, missed = [], []
+    missed = []
     for mutation in chosen:
         check = found_by(mutation)
         print(f"{mutation.name}: {check or 'NOT FOUND'}", flush=True)
-        rows.append(f"| {mutation.name} | `{mutation.file}` | {check} |")
         if not check:
             missed.append(mutation.name)
-    if "--write" in arguments and not names and not missed:
-        page = ROOT / "docs" / "cuda.md"
-        text = page.read_text()
-        begin = text.index(START) + len(START)
-        end = text.index(END, begin)
-        table = "\n".join(["| bug | in `csrc/` | first found by |", "|---|---|---|", *rows])
-        page.write_text(f"{text[:begin]}\n{table}\n{text[end:]}")
+        elif "--write" in arguments:
+            write({mutation.name: check})
     if missed:
         raise SystemExit(f"{len(missed)} of {len(chosen)} mutations were not found")
     print(f"all {len(chosen)} mutations were found")

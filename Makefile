@@ -67,9 +67,11 @@ asan: $(VENV)/.dev
 	  tests/test_kernels.py tests/test_step.py::test_sizes tests/test_stream.py::test_equals_the_sequence \
 	  $(ARGS)
 
-# The gate headers on plain floats, as CUDA kernels include them.
+# The gate headers on plain floats, as CUDA kernels include them, and the barrier over the grid, of either kind.
 cells-cuda:
 	nvcc -std=c++20 -Icsrc -c tests/cuda/cells.cu -o /dev/null
+	nvcc -std=c++20 -Icsrc -c tests/cuda/barrier.cu -o /dev/null
+	nvcc -std=c++20 -Icsrc -DSEQKERN_COOPERATIVE_GROUPS -c tests/cuda/barrier.cu -o /dev/null
 
 # Every CUDA kernel for every architecture: needs nvcc and no GPU. ARGS=--write renews docs/cuda.md.
 cuda-check: $(CUDA_TOOLS)/.installed

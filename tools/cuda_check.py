@@ -1,7 +1,8 @@
 """Compiles every CUDA kernel for each architecture with warnings as errors, and looks at what came
-out: no spills, no local memory, tensor-core instructions where there should be some. Needs nvcc, no
-torch and no GPU. Holds the tables in docs/cuda.md to it, or writes them
-with --write."""
+out: no spills, no local memory, tensor-core instructions where there should be some, and around the
+flags that blocks exchange what the memory model needs. Needs nvcc, no torch and no GPU. Holds the
+tables in docs/cuda.md to it, or writes them with --write; leaves PTX and cubins in build/cuda-check.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +24,13 @@ ARCHITECTURES = {75: "T4", 80: "A100", 90: "H100", 100: "B200", 120: "RTX 5090"}
 BEGIN, END = "<!-- tools/cuda_check.py writes {} from here -->\n", "<!-- to here -->\n"
 # Kernels whose name has the first run on tensor cores, of architectures from the second on.
 TENSOR_CORES = ("_mma_", 80)
+# The PTX that the page describes, and what in it is more than arithmetic, loads and stores.
+PTX_ARCHITECTURE = 80
+SPECIAL = re.compile(
+    r"(?:ld\.(?:acquire|relaxed|volatile|global\.nc)|st\.(?:release|relaxed|volatile)|atom|red\.|fence|membar"
+    r"|bar|mbarrier|shfl|vote|match|redux|activemask|elect|cp\.async|mma|wmma|wgmma|ldmatrix|griddepcontrol"
+    r"|nanosleep|prefetch|cvt\.rn\.bf16|cvt\.rn\.f16|cvta\.shared|trap|brkpt)[\w.:]*|\w+\.approx[\w.]*"
+)
 
 
 @dataclass
@@ -66,6 +74,77 @@ def compile_one(source: Path, arch: int) -> dict[str, Kernel]:
         local = number["stack frame"] + number["spill stores"] + number["spill loads"]
         kernels[name] = Kernel(number["registers"], number["smem"], local)
     return kernels
+
+
+def make_ptx(source: Path) -> str:
+    ptx = OUT / f"{source.stem}.{PTX_ARCHITECTURE}.ptx"
+    options = ("-std=c++20", "-O3", "-ptx", f"-arch=sm_{PTX_ARCHITECTURE}", "-I", ROOT / "csrc")
+    run("nvcc", *options, "-o", ptx, source)
+    return ptx.read_text()
+
+
+def special_instructions(ptx: dict[str, str]) -> str:
+    """Which files have what an emulator must know beside the common instructions."""
+    found: dict[str, set[str]] = {}
+    for file, text in ptx.items():
+        # A statement a line, or some in braces on one that comes from inline assembly.
+        for opcode in re.findall(
+            r"(?:^|[;{])[ \t]*(?:@!?%p\d+ )?([a-z][\w.:]*)", text, re.MULTILINE
+        ):
+            if SPECIAL.fullmatch(opcode):
+                found.setdefault(opcode, set()).add(file)
+    lines = ["| instruction | " + " | ".join(ptx) + " |", "|---" * (len(ptx) + 1) + "|"]
+    for opcode in sorted(found):
+        cells = ["yes" if file in found[opcode] else "" for file in ptx]
+        lines.append(f"| `{opcode}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def parameter_problems(ptx: dict[str, str], layouts: str) -> list[str]:
+    """Kernels whose parameters do not have the sizes that the page gives."""
+    sizes = {name: int(size) for name, size in re.findall(r"\| `([\w<>]+)` \| (\d+) \|", layouts)}
+    problems = []
+    for text in ptx.values():
+        for kernel, listed in re.findall(r"\.entry (\w+)\((.*?)\)", text, re.DOTALL):
+            found = [
+                int(size or 4)
+                for size in re.findall(r"\.param [^,]*?(?:\[(\d+)\])?(?:,|$)", listed)
+            ]
+            backward = "backward" in kernel
+            both = sizes["Both<Backward>" if backward else "Both<Forward>"]
+            if "_block_" in kernel:
+                expected = [both]
+            elif "_grid_" in kernel:
+                expected = [both, sizes["GridMemory"]]
+            elif "_mma_" in kernel:
+                expected = [both, sizes["MmaMemory"]]
+            else:
+                starts = {"gather": "Gather", "activate": "Activate", "step_forward": "StepForward"}
+                name = next((starts[part] for part in starts if part in kernel), "StepBackward")
+                expected = [sizes[name], 4]
+            if found != expected:
+                problems.append(f"{kernel}: parameters of {found} bytes, the page says {expected}")
+    return problems
+
+
+def flag_problems(sass: str) -> list[str]:
+    """Blocks exchange data with plain accesses, ordered by flags. A flag's load must be followed by
+    what drops the first-level cache, its store must come after a fence, and no load may go through the
+    cache that is not coherent."""
+    problems = []
+    code = [line.split("*/", 1)[1] for line in sass.splitlines() if line.lstrip().startswith("/*")]
+    for i, line in enumerate(code):
+        if "LDG" in line and "CONSTANT" in line:
+            problems.append("a load through the cache that is not coherent")
+        # Before the next branch, which leaves the loop or looks at the flag again.
+        if "LDG.E.STRONG.GPU" in line:
+            until = next((c for c in code[i + 1 :] if "CCTL.IVALL" in c or " BRA " in c), "")
+            if "CCTL.IVALL" not in until:
+                problems.append("a flag's load without CCTL.IVALL after it")
+        before = code[max(0, i - 6) : i]
+        if "STG.E.STRONG.GPU" in line and not any("MEMBAR" in c and "GPU" in c for c in before):
+            problems.append("a flag's store without MEMBAR before it")
+    return problems
 
 
 def disassemble(cubin: Path, nvdisasm: str) -> dict[str, str]:
@@ -164,11 +243,28 @@ def main() -> int:
                 problems.append(f"{name} for sm_{arch} has local loads or stores")
             if part in name and arch >= first and "HMMA" not in code:
                 problems.append(f"{name} for sm_{arch} has no HMMA")
+            problems += [f"{name} for sm_{arch}: {problem}" for problem in flag_problems(code)]
+            exchanges = "_grid_" in name or (part in name and arch >= first)
+            if exchanges and not ("STRONG.GPU" in code and "MEMBAR" in code):
+                problems.append(f"{name} for sm_{arch} has no flags")
     program = build_program()
     add_occupancy(found, program)
 
+    ptx = {
+        source.name: make_ptx(source) for source in sources if "__global__" in source.read_text()
+    }
+    layouts = run(program, "--layouts")
+    problems += parameter_problems(ptx, layouts)
+
     page = new = PAGE.read_text()
-    for name, text in (("kernels", table(found)), ("predictions", run(program, "--predict"))):
+    tables = {
+        "kernels": table(found),
+        "predictions": run(program, "--predict"),
+        "layouts": layouts,
+        "shapes": run(program, "--shapes"),
+        "instructions": special_instructions(ptx),
+    }
+    for name, text in tables.items():
         before, rest = new.split(BEGIN.format(name))
         new = before + BEGIN.format(name) + text + END + rest.split(END, 1)[1]
     if options.write:

@@ -1,6 +1,7 @@
 // What docs/cuda.md's tables need and only C++ knows.
 //
-// With --predict: the planner's cost model for some shapes, as a table.
+// With --predict: the planner's cost model for some shapes, as a table. With --layouts: where the
+// fields of the kernels' parameters lie. With --shapes: launches of some layers.
 //
 // Without: theoretical occupancy, by NVIDIA's cuda_occupancy.h, which needs no GPU. Reads lines
 //   kernel capability registers static_shared
@@ -13,7 +14,10 @@
 #include <climits>
 #include <cstdio>
 #include <cstring>
+#include <stdexcept>
 #include <string>
+#include <type_traits>
+#include <vector>
 
 #include "cuda/block.h"
 #include "cuda/plan.h"
@@ -63,49 +67,215 @@ Launch launch_of(const std::string& kernel, const DeviceProperties& d) {
 
 }  // namespace
 
-// Forward, one direction; the record's figures are from docs/cuda.md's list of sources.
+// One direction; the record's figures, forward and backward, are from docs/cuda.md's list of
+// sources.
 struct Case {
   const char* what;
   Problem problem;
-  const char* record;
+  const char *forward = "-", *backward = "-";
 };
 constexpr Case kCases[] = {
     {"LSTM B 6 H 40, f32", {Cell::Lstm, Type::F32, 6, 40, 40, 1, false}, "cuDNN 0.66"},
     {"LSTM B 6 H 72, f32", {Cell::Lstm, Type::F32, 6, 72, 72, 1, false}, "cuDNN 0.88"},
     {"LSTM B 16 H 128, f32", {Cell::Lstm, Type::F32, 16, 128, 128, 1, false}, "cuDNN 2.6"},
-    {"GRU B 16 H 96, f32", {Cell::Gru, Type::F32, 16, 96, 96, 1, false}, "-"},
-    {"LSTM B 16 H 768, f32", {Cell::Lstm, Type::F32, 16, 768, 768, 1, false}, "haste 18.0"},
-    {"LSTM B 16 H 128, bf16", {Cell::Lstm, Type::BF16, 16, 128, 128, 1, false}, "-"},
-    {"LSTM B 16 H 768, bf16", {Cell::Lstm, Type::BF16, 16, 768, 768, 1, false}, "FlashRNN 4.8"},
-    {"LSTM B 16 H 768, f16", {Cell::Lstm, Type::F16, 16, 768, 768, 1, false}, "cuDNN 2.0"},
-    {"GRU B 16 H 1024, bf16", {Cell::Gru, Type::BF16, 16, 1024, 1024, 1, false}, "-"},
-    {"LSTM B 512 H 1024, bf16", {Cell::Lstm, Type::BF16, 512, 1024, 1024, 1, false}, "-"},
+    {"GRU B 16 H 96, f32", {Cell::Gru, Type::F32, 16, 96, 96, 1, false}},
+    {"LSTM B 16 H 768, f32",
+     {Cell::Lstm, Type::F32, 16, 768, 768, 1, false},
+     "haste 18.0",
+     "haste 24.9"},
+    {"LSTM B 16 H 128, bf16", {Cell::Lstm, Type::BF16, 16, 128, 128, 1, false}},
+    {"LSTM B 16 H 768, bf16",
+     {Cell::Lstm, Type::BF16, 16, 768, 768, 1, false},
+     "FlashRNN 4.8",
+     "FlashRNN 8.5"},
+    {"LSTM B 16 H 768, f16",
+     {Cell::Lstm, Type::F16, 16, 768, 768, 1, false},
+     "cuDNN 2.0",
+     "cuDNN 3.1"},
+    {"GRU B 16 H 1024, bf16", {Cell::Gru, Type::BF16, 16, 1024, 1024, 1, false}},
+    {"LSTM B 512 H 1024, bf16", {Cell::Lstm, Type::BF16, 512, 1024, 1024, 1, false}},
 };
 
 void print_predictions() {
-  std::printf(
-      "| forward step of | device, tier | KiB through a multiprocessor's shared memory | KiB "
-      "through "
-      "L2 | KiB of DRAM | barriers, exchanges | instructions of a thread | predicted us | on "
-      "record, "
-      "us |\n|---|---|---|---|---|---|---|---|---|\n");
-  for (const Case& c : kCases) {
-    for (const Gpu* gpu : {&kA100, &kH100}) {
-      const Plan plan = make_plan(c.problem, gpu->properties);
-      const Cost cost = predict(plan.tier, c.problem, gpu->properties);
-      std::printf("| %s | %s, %s | %.0f | %.0f | %.0f | %d, %d | %.0f | %.1f | %s |\n", c.what,
-                  gpu->name, name(plan.tier), cost.shared_bytes / KiB, cost.l2_bytes / KiB,
-                  cost.dram_bytes / KiB, cost.barriers, cost.exchanges, cost.instructions,
-                  cost.nanoseconds / 1000, gpu == &kH100 ? c.record : "");
+  for (const bool backward : {false, true}) {
+    std::printf(
+        "%s| %s step of | device, tier | KiB through a multiprocessor's shared memory | KiB "
+        "through "
+        "L2 | KiB of DRAM | barriers, exchanges | instructions of a thread | predicted us | on "
+        "record, us |\n|---|---|---|---|---|---|---|---|---|\n",
+        backward ? "\n" : "", backward ? "backward" : "forward");
+    for (const Case& c : kCases) {
+      for (const Gpu* gpu : {&kA100, &kH100}) {
+        Problem p = c.problem;
+        p.backward = backward;
+        const Plan plan = make_plan(p, gpu->properties);
+        const Cost cost = predict(plan.tier, p, gpu->properties);
+        std::printf("| %s | %s, %s | %.0f | %.0f | %.0f | %d, %d | %.0f | %.1f | %s |\n", c.what,
+                    gpu->name, name(plan.tier), cost.shared_bytes / KiB, cost.l2_bytes / KiB,
+                    cost.dram_bytes / KiB, cost.barriers, cost.exchanges, cost.instructions,
+                    cost.nanoseconds / 1000,
+                    gpu == &kA100 ? ""
+                    : backward    ? c.backward
+                                  : c.forward);
+      }
     }
   }
 }
 
-int main(int argc, char** argv) {
-  if (argc == 2 && std::string(argv[1]) == "--predict") {
-    print_predictions();
-    return 0;
+// ---- Parameters ----
+
+struct Field {
+  const char* name;
+  size_t offset, size, alignment;
+};
+
+// Throws where fields are missing: each must begin where the one before ends.
+void print_layout(const char* name, size_t size, size_t alignment,
+                  const std::vector<Field>& fields) {
+  std::printf("| `%s` | %zu |", name, size);
+  size_t end = 0;
+  const auto next = [&](size_t a) { return (end + a - 1) / a * a; };
+  for (const Field& f : fields) {
+    if (f.offset != next(f.alignment)) {
+      throw std::runtime_error(std::string("a field of ") + name + " before " + f.name);
+    }
+    std::printf("%s %s %zu", end ? "," : "", f.name, f.offset);
+    end = f.offset + f.size;
   }
+  if (size != next(alignment))
+    throw std::runtime_error(std::string("fields at the end of ") + name);
+  std::printf(" |\n");
+}
+
+template <class Struct, class T, class Owner>
+Field field(const char* name, T Owner::* member) {
+  static constexpr Struct kEmpty{};
+  const auto at = [](const auto* p) { return reinterpret_cast<const char*>(p); };
+  return {name, size_t(at(&(kEmpty.*member)) - at(&kEmpty)), sizeof(T),
+          alignof(std::remove_all_extents_t<T>)};
+}
+#define FIELD(name) field<Struct>(#name, &Struct::name)
+
+void print_layouts() {
+  std::printf("| struct | bytes | fields and their offsets |\n|---|---|---|\n");
+  {
+    using Struct = Steps;
+    print_layout(
+        "Steps", sizeof(Struct), alignof(Struct),
+        {FIELD(offsets), FIELD(batch), FIELD(total), FIELD(begin), FIELD(end), FIELD(reverse)});
+  }
+  {
+    using Struct = Step;
+    print_layout("Step", sizeof(Struct), alignof(Struct),
+                 {FIELD(row), FIELD(rows), FIELD(before), FIELD(continued)});
+  }
+  {
+    using Struct = Forward;
+    print_layout(
+        "Forward", sizeof(Struct), alignof(Struct),
+        {FIELD(steps), FIELD(H), FIELD(K), FIELD(x), FIELD(bias), FIELD(w_hh), FIELD(h_0), FIELD(h),
+         FIELD(c), FIELD(output), FIELD(ldo), FIELD(gates), FIELD(cells), FIELD(hidden)});
+  }
+  {
+    using Struct = Backward;
+    print_layout("Backward", sizeof(Struct), alignof(Struct),
+                 {FIELD(steps), FIELD(H), FIELD(K), FIELD(grad_output), FIELD(output), FIELD(ldo),
+                  FIELD(gates), FIELD(cells), FIELD(h_0), FIELD(c_0), FIELD(w_hh), FIELD(grad_h),
+                  FIELD(projected), FIELD(grad_state), FIELD(grad_gates), FIELD(grad_projected_h),
+                  FIELD(hidden), FIELD(step_grad_h), FIELD(step_grad_c)});
+  }
+  {
+    using Struct = Both<Forward>;
+    print_layout("Both<Forward>", sizeof(Struct), alignof(Struct),
+                 {FIELD(direction), FIELD(count)});
+  }
+  {
+    using Struct = Both<Backward>;
+    print_layout("Both<Backward>", sizeof(Struct), alignof(Struct),
+                 {FIELD(direction), FIELD(count)});
+  }
+  {
+    using Struct = StepForward;
+    print_layout("StepForward", sizeof(Struct), alignof(Struct),
+                 {FIELD(direction), FIELD(count), FIELD(product), FIELD(step)});
+  }
+  {
+    using Struct = StepBackward;
+    print_layout("StepBackward", sizeof(Struct), alignof(Struct),
+                 {FIELD(direction), FIELD(count), FIELD(step)});
+  }
+  {
+    using Struct = GridMemory;
+    print_layout("GridMemory", sizeof(Struct), alignof(Struct),
+                 {FIELD(flags), FIELD(partials), FIELD(units)});
+  }
+  {
+    using Struct = MmaMemory;
+    print_layout("MmaMemory", sizeof(Struct), alignof(Struct),
+                 {FIELD(flags), FIELD(partials), FIELD(groups), FIELD(splits)});
+  }
+  {
+    using Struct = Gather;
+    print_layout("Gather", sizeof(Struct), alignof(Struct),
+                 {FIELD(steps), FIELD(K), FIELD(row), FIELD(rows), FIELD(output), FIELD(ldo),
+                  FIELD(h_0), FIELD(h_prev)});
+  }
+  {
+    using Struct = Activate;
+    print_layout("Activate", sizeof(Struct), alignof(Struct),
+                 {FIELD(H), FIELD(rows), FIELD(x), FIELD(product), FIELD(bias), FIELD(gates)});
+  }
+}
+
+// ---- Launches ----
+
+void print_shape(const Problem& p, const Gpu& gpu, Tier tier) {
+  const DeviceProperties& d = gpu.properties;
+  if (!supports(tier, p, d)) throw std::runtime_error("a shape that the tier does not support");
+  const char* const pass = p.backward ? "backward" : "forward";
+  std::printf("| `%s_%s_%s_%s` | %s, B %d, H %d, D %d | ", kCells[int(p.cell)], name(tier), pass,
+              kTypes[int(p.type)], gpu.name, int(p.B), int(p.H), p.directions);
+  if (tier == Tier::Block) {
+    const BlockShape s = block_shape(p.cell, p.type, p.H);
+    std::printf("(%d, %d, 1) | %d | %d | - | - | - |\n", int((p.B + kBlockRows - 1) / kBlockRows),
+                p.directions, s.threads, int(p.backward ? s.shared_backward : s.shared_forward));
+  } else if (tier == Tier::Grid) {
+    const GridShape s = grid_shape(p, d);
+    std::printf("(%d, %d, 1) | %d | %d | %d | %d | units %d |\n", s.blocks, p.directions, s.threads,
+                int(p.backward ? s.shared_backward : s.shared_forward), s.blocks * p.directions,
+                p.backward ? int(s.partials) : 0, s.units);
+  } else {
+    const MmaShape s = mma_shape(p, d);
+    std::printf("(%d, %d, %d) | %d | %d | %d | %d | groups %d, splits %d |\n", s.blocks,
+                p.directions, s.row_tiles, 32 * s.groups * s.splits, int(s.shared),
+                s.blocks * p.directions * s.row_tiles, int(s.partials), s.groups, s.splits);
+  }
+}
+
+void print_shapes() {
+  std::printf(
+      "| kernel | for | grid | threads | bytes of shared memory | `flags` | `partials` | set by "
+      "the "
+      "launch |\n|---|---|---|---|---|---|---|---|\n");
+  for (const bool backward : {false, true}) {
+    const auto problem = [&](Cell cell, Type type, int64_t B, int64_t H, int directions) {
+      return Problem{cell, type, B, H, H, directions, false, backward};
+    };
+    print_shape(problem(Cell::Lstm, Type::F32, 5, 9, 2), kA100, Tier::Block);
+    print_shape(problem(Cell::Gru, Type::F32, 5, 9, 1), kA100, Tier::Block);
+    print_shape(problem(Cell::Lstm, Type::F32, 5, 9, 2), kA100, Tier::Grid);
+    print_shape(problem(Cell::Gru, Type::F32, 5, 300, 1), kA100, Tier::Grid);
+    print_shape(problem(Cell::Lstm, Type::BF16, 5, 24, 2), kA100, Tier::Mma);
+    print_shape(problem(Cell::Lstm, Type::BF16, 18, 300, 1), kA100, Tier::Mma);
+  }
+}
+
+int main(int argc, char** argv) {
+  const std::string what = argc == 2 ? argv[1] : "";
+  if (what == "--predict") print_predictions();
+  if (what == "--layouts") print_layouts();
+  if (what == "--shapes") print_shapes();
+  if (argc > 1) return 0;
   char kernel[200];
   int capability = 0, registers = 0;
   size_t shared = 0;

@@ -4,11 +4,15 @@
 // A block takes kMmaRows rows and some groups of 8 units through a chunk. The rows of a group's
 // tiles are ordered so that the accumulators of a lane hold all gates of its (unit, row) pairs:
 // rows 0-7 of the first tile are gate 0 of the 8 units, rows 8-15 gate 1, and so on in the second
-// tile. W_hh lies in shared memory in the order in which lanes need it. `splits` warps share a
-// group's sum over k; their partial sums are added in a fixed order.
+// tile. `splits` warps share a group's sum over k, each a run of it; their partial sums are added
+// in a fixed order. Where one warp has all of k, its lanes go on with what they have.
+//
+// A warp keeps the first fragments of its share of W_hh in registers (mma.h), the others lie in
+// shared memory in the order in which its lanes need them.
 //
 // Blocks that share rows exchange h through the output, with one flag each that counts published
-// steps (as in grid.cu); where one block has all units, nobody waits for anybody.
+// steps (as in grid.cu); where one block has all units, h stays in its shared memory and nobody
+// waits for anybody.
 //
 // Backward, a block multiplies the gate gradients of its units with its rows of W_hh, transposed:
 // a tile's rows are hidden units k, its columns rows of the batch. The blocks exchange partial sums
@@ -23,8 +27,11 @@ namespace {
 
 constexpr int kRows = kMmaRows, kUnits = kMmaUnits, kColumns = 8;
 constexpr int kRowTiles = kRows / kColumns;
-// Pairs of a thread: one warp a group has the most.
-constexpr int kPairs = kUnits * kRows / 32;
+// The (unit, row) pairs of a group, as so many for each lane of a warp; with splits several warps
+// share them.
+constexpr int kSlots = kUnits * kRows / 32;
+template <bool kSplit>
+inline constexpr int kPairsOf = kSplit ? kSlots / 2 : kSlots;
 
 // Two 16-bit values, read as one.
 typedef uint32_t __attribute__((may_alias)) Word;
@@ -33,181 +40,263 @@ SEQKERN_DEVICE int64_t first_row(const Steps& s) {
   return s.offsets ? s.offsets[s.begin] : s.begin * s.batch;
 }
 
-template <class C, class T>
-SEQKERN_DEVICE void mma_forward(const Both<Forward>& args, const MmaMemory& m) {
+// A lane's part of a 16 x 16 tile of the M operand; value(row, column) is the matrix.
+template <class T, class F>
+SEQKERN_DEVICE uint4 fragment_of(int lane, F value) {
+  uint32_t r[4];
+#pragma unroll
+  for (int f = 0; f < 4; ++f) {
+    const int row = lane / 4 + 8 * (f % 2), column = 2 * (lane % 4) + 8 * (f / 2);
+    r[f] = pack<T>(value(row, column), value(row, column + 1));
+  }
+  return make_uint4(r[0], r[1], r[2], r[3]);
+}
+
+// sums[16][rows] += weights[16][16] columns[16][rows], where a lane's columns begin at `from`.
+template <class T>
+SEQKERN_DEVICE void multiply(float (&sums)[kRowTiles][4], const uint4& weights, const T* from,
+                             int stride) {
+  const uint32_t a[4] = {weights.x, weights.y, weights.z, weights.w};
+#pragma unroll
+  for (int n = 0; n < kRowTiles; ++n) {
+    const T* column = from + n * kColumns * stride;
+    const uint32_t b[2] = {*reinterpret_cast<const Word*>(column),
+                           *reinterpret_cast<const Word*>(column + 8)};
+    mma_m16n8k16<T>(sums[n], a, b);
+  }
+}
+
+SEQKERN_DEVICE bool on_16_bytes(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
+
+template <class C, class T, bool kSplit>
+SEQKERN_DEVICE void forward_in(const Both<Forward>& args, const MmaMemory& m) {
   constexpr int G = C::kGates, kTiles = (G + 1) / 2, kSums = kTiles * kRowTiles * 4;
+  constexpr int kPairs = kPairsOf<kSplit>, kHeld = kMmaHeldForward<kSplit> / kTiles;  // steps of k
   const Forward& a = args.direction[blockIdx.y];
   const int H = static_cast<int>(a.H), k_steps = (H + 15) / 16, stride = k_steps * 16 + 8;
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
   const int group = warp / m.splits, split = warp % m.splits;
-  const int first_unit = blockIdx.x * m.groups * kUnits;
+  const int units = m.groups * kUnits, first_unit = blockIdx.x * units;
   const int64_t tile = int64_t{blockIdx.z} * kRows;
+  const bool several = gridDim.x > 1;
   uint32_t* const flags = m.flags + (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x;
 
-  // weights[group][tile][k step][lane]: a lane's fragment. Then, one after the other in the same
-  // place: h [row][k], padded so that the lanes' loads hit different banks; and the partial sums
-  // [group][split][sum][lane].
+  // This warp's steps of k, and how many of these every warp has in shared memory.
+  const int share = (k_steps + m.splits - 1) / m.splits, first_k = split * share;
+  const int last_k = first_k + share < k_steps ? first_k + share : k_steps;
+  const int rest = share > kHeld ? share - kHeld : 0;
+
+  // weights[warp][step of k][tile][lane]: a lane's fragment; h [buffer][row][k], padded so that the
+  // lanes' loads hit different banks, two buffers where h stays here; with splits the partial sums
+  // [warp][sum][lane].
   SEQKERN_DYNAMIC_SHARED(unsigned char, shared);
   uint4* const weights = reinterpret_cast<uint4*>(shared);
-  const int fragments = m.groups * kTiles * k_steps * 32;
+  const int fragments = warps * rest * kTiles * 32, h_size = kRows * stride;
   T* const h = reinterpret_cast<T*>(weights + fragments);
-  float* const partials = reinterpret_cast<float*>(weights + fragments);
+  float* const partials = reinterpret_cast<float*>(h + (several ? 1 : 2) * h_size);
 
-  for (int i = threadIdx.x; i < fragments; i += blockDim.x) {
-    const int l = i % 32, k_step = i / 32 % k_steps, t = i / 32 / k_steps % kTiles,
-              owner = i / 32 / k_steps / kTiles;
-    const int unit = first_unit + owner * kUnits + l / 4;
-    uint32_t fragment[4];
+  const T zero = from_float<T>(0.f);
+  const auto weight = [&](int t, int k_step) {
+    return fragment_of<T>(lane, [&](int row, int column) {
+      const int gate = 2 * t + row / kUnits, unit = first_unit + group * kUnits + row % kUnits;
+      const int k = k_step * 16 + column;
+      return gate < G && unit < H && k < H && k_step < last_k
+                 ? as<T>(a.w_hh)[(int64_t{gate} * H + unit) * H + k]
+                 : zero;
+    });
+  };
+  uint4 held[kHeld][kTiles];
 #pragma unroll
-    for (int f = 0; f < 4; ++f) {
-      const int gate = 2 * t + f % 2, k = k_step * 16 + 2 * (l % 4) + 8 * (f / 2);
-      const bool there = gate < G && unit < H;
-      const T* from = as<T>(a.w_hh) + (int64_t{gate} * H + unit) * H + k;
-      const T zero = from_float<T>(0.f);
-      fragment[f] = pack<T>(there && k < H ? from[0] : zero, there && k + 1 < H ? from[1] : zero);
-    }
-    weights[i] = make_uint4(fragment[0], fragment[1], fragment[2], fragment[3]);
+  for (int j = 0; j < kHeld; ++j) {
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) held[j][t] = weight(t, first_k + j);
+  }
+  uint4* const w = weights + warp * rest * kTiles * 32 + lane;
+  for (int j = 0; j < rest; ++j) {
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) w[(j * kTiles + t) * 32] = weight(t, first_k + kHeld + j);
+  }
+  if (!several) {
+    for (int i = threadIdx.x; i < 2 * h_size; i += blockDim.x) h[i] = zero;
+    __syncthreads();
   }
 
-  // A thread's (unit, row) pairs: `pair` counts the lanes' accumulators of all groups.
-  const int pairs = m.groups * kUnits * kRows;
-  const auto unit_of = [&](int pair) {
-    return first_unit + pair / (kUnits * kRows) * kUnits + pair % 32 / 4;
+  // A thread's (unit, row) pairs: those of its warp's group, or with splits of the groups in turn.
+  const auto slot_at = [&](int p) { return kSplit ? p * warps + warp : group * kSlots + p; };
+  const auto group_of = [&](int p) { return kSplit ? slot_at(p) / kSlots : group; };
+  const auto unit_of = [&](int p) { return first_unit + group_of(p) * kUnits + lane / 4; };
+  const auto row_of = [&](int p) {
+    const int slot = slot_at(p) % kSlots;  // row tile and column parity
+    return slot / 2 * kColumns + 2 * (lane % 4) + slot % 2;
   };
-  const auto row_of = [&](int pair) {
-    const int slot = pair / 32 % (kUnits * kRows / 32);  // row tile and column parity
-    return slot / 2 * kColumns + 2 * (pair % 4) + slot % 2;
-  };
+  const auto exists = [&](int p) { return group_of(p) < m.groups && unit_of(p) < H; };
   float c[kPairs] = {}, own_h[kPairs] = {};
 #pragma unroll
   for (int p = 0; p < kPairs; ++p) {
-    const int pair = p * blockDim.x + threadIdx.x;
-    const int64_t r = tile + row_of(pair);
-    if (pair < pairs && unit_of(pair) < H && r < a.steps.batch) {
-      own_h[p] = to_float(as<T>(a.h)[r * H + unit_of(pair)]);
-      if constexpr (C::kHasCellState) c[p] = as<float>(a.c)[r * H + unit_of(pair)];
+    const int unit = unit_of(p);
+    const int64_t r = tile + row_of(p);
+    if (exists(p) && r < a.steps.batch) {
+      own_h[p] = to_float(as<T>(a.h)[r * H + unit]);
+      if (!several) h[row_of(p) * stride + unit] = as<T>(a.h)[r * H + unit];
+      if constexpr (C::kHasCellState) c[p] = as<float>(a.c)[r * H + unit];
     }
   }
+  __syncthreads();
 
   const int64_t base = first_row(a.steps), steps = a.steps.end - a.steps.begin;
-  const bool vectors = H % 8 == 0 && a.ldo % 8 == 0;
+  const bool vectors = H % 8 == 0 && a.ldo % 8 == 0 && on_16_bytes(a.output) && on_16_bytes(a.h_0);
+  int buffer = 0;
   for (int64_t i = 0; i < steps; ++i) {
     const Step s = step_at(a.steps, a.steps.reverse ? a.steps.end - 1 - i : a.steps.begin + i);
     const int active = static_cast<int>(s.rows - tile < kRows ? s.rows - tile : kRows);
-    float x[kPairs][G] = {};  // on its way while the flags are waited for
+    // On their way while the flags are waited for. Without splits the sums begin with what is
+    // added to the product anyway: x of a gate is that, but for one inside whose product a bias is.
+    float x[kPairs][G] = {}, sums[kTiles][kRowTiles][4] = {};
 #pragma unroll
     for (int p = 0; p < kPairs; ++p) {
-      const int pair = p * blockDim.x + threadIdx.x;
-      if (pair < pairs && unit_of(pair) < H && row_of(pair) < active) {
-        const float* from =
-            as<float>(a.x) + (s.row - base + tile + row_of(pair)) * (G * H) + unit_of(pair);
+      const int unit = unit_of(p);
+      if (exists(p) && row_of(p) < active) {
+        const float* from = as<float>(a.x) + (s.row - base + tile + row_of(p)) * (G * H) + unit;
 #pragma unroll
         for (int g = 0; g < G; ++g) x[p][g] = from[g * H];
-      }
-    }
-    if (i > 0 && gridDim.x > 1) {
-      for (unsigned p = threadIdx.x; p < gridDim.x; p += blockDim.x) {
-        spin_until([&] { return load_acquire(flags + p) >= static_cast<uint32_t>(i); });
-      }
-    }
-    __syncthreads();
-    // h_{t-1}; zeros past the end of a row and for rows that are not there.
-    const auto row_at = [&](int b) {
-      const int64_t r = tile + b;
-      return r < s.continued ? as<T>(a.output) + (s.before + r) * a.ldo : as<T>(a.h_0) + r * H;
-    };
-    if (vectors) {
-      const int per_row = k_steps * 2;
-      for (int j = threadIdx.x; j < kRows * per_row; j += blockDim.x) {
-        const int b = j / per_row, k = j % per_row * 8;
-        const bool there = b < active && k < H;
-        cp_async<16>(h + b * stride + k, there ? row_at(b) + k : as<T>(a.h_0), there ? 16 : 0);
-      }
-      cp_async_commit();
-      cp_async_wait<0>();
-    } else {
-      for (int b = warp; b < kRows; b += blockDim.x / 32) {
-        for (int k = lane; k < k_steps * 16; k += 32) {
-          h[b * stride + k] = b < active && k < H ? row_at(b)[k] : from_float<T>(0.f);
-        }
-      }
-    }
-    __syncthreads();
-
-    float sums[kTiles][kRowTiles][4] = {};
-    if (active > 0) {
-      const uint4* w = weights + group * kTiles * k_steps * 32 + lane;
-      const T* column = h + lane / 4 * stride + 2 * (lane % 4);
-#pragma unroll 2
-      for (int k = split; k < k_steps; k += m.splits) {
-        uint32_t b[kRowTiles][2];
+        if constexpr (!kSplit) {
+          float q[G] = {};
+          add_bias<C>(as<float>(a.bias), H, unit, x[p], q);
 #pragma unroll
-        for (int n = 0; n < kRowTiles; ++n) {
-          const T* from = column + n * kColumns * stride + k * 16;
-          b[n][0] = *reinterpret_cast<const Word*>(from);
-          b[n][1] = *reinterpret_cast<const Word*>(from + 8);
+          for (int g = 0; g < G; ++g) {
+            const bool apart = C::kRecurrentBias && g == G - 1;
+            sums[g / 2][p / 2][2 * (g % 2) + p % 2] = apart ? q[g] : x[p][g];
+            if (!apart) x[p][g] = 0;
+          }
         }
+      }
+    }
+    if (several) {
+      // h_{t-1}, a run of k a warp, once the blocks that make it have published it; zeros past the
+      // end of a row and for rows that are not there. Each lane waits for other blocks.
+      const int run = (k_steps + warps - 1) / warps * 16;
+      const int begin = warp * run, end = begin + run < k_steps * 16 ? begin + run : k_steps * 16;
+      if (i > 0) {
+        for (int p = begin / units + lane; p * units < end && p < static_cast<int>(gridDim.x);
+             p += 32) {
+          spin_until([&] { return load_acquire(flags + p) >= static_cast<uint32_t>(i); });
+        }
+        __syncwarp();
+      }
+      // Two lanes a row.
+      const int b = lane / 2;
+      const int64_t r = tile + b;
+      const T* const from =
+          r < s.continued ? as<T>(a.output) + (s.before + r) * a.ldo : as<T>(a.h_0) + r * H;
+      T* const to = h + b * stride;
+      if (vectors) {
+        for (int k = begin + lane % 2 * 8; k < end; k += 16) {
+          const bool there = b < active && k < H;
+          cp_async<16>(to + k, there ? from + k : as<T>(a.h_0), there ? 16 : 0);
+        }
+        cp_async_commit();
+        cp_async_wait<0>();
+      } else {
+        for (int k = begin + lane % 2; k < end; k += 2) {
+          to[k] = b < active && k < H ? from[k] : zero;
+        }
+      }
+      // The runs are those that the warps sum over.
+      if (m.groups == 1) {
+        __syncwarp();
+      } else {
+        __syncthreads();
+      }
+    }
+
+    if (active > 0) {
+      const T* column = h + buffer * h_size + lane / 4 * stride + 2 * (lane % 4);
+#pragma unroll
+      for (int j = 0; j < kHeld; ++j) {
+        if (first_k + j < last_k) {
+#pragma unroll
+          for (int t = 0; t < kTiles; ++t) {
+            multiply(sums[t], held[j][t], column + (first_k + j) * 16, stride);
+          }
+        }
+      }
+#pragma unroll 1
+      for (int k = first_k + kHeld; k < last_k; ++k) {
 #pragma unroll
         for (int t = 0; t < kTiles; ++t) {
-          const uint4 v = w[(t * k_steps + k) * 32];
-          const uint32_t fragment[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-          for (int n = 0; n < kRowTiles; ++n) mma_m16n8k16<T>(sums[t][n], fragment, b[n]);
+          multiply(sums[t], w[((k - first_k - kHeld) * kTiles + t) * 32], column + k * 16, stride);
         }
       }
     }
-    __syncthreads();  // h has been read: its place is free
-    float* to = partials + (group * m.splits + split) * kSums * 32 + lane;
+    if constexpr (kSplit) {
+      float* to = partials + warp * kSums * 32 + lane;
 #pragma unroll
-    for (int t = 0; t < kTiles; ++t) {
+      for (int t = 0; t < kTiles; ++t) {
 #pragma unroll
-      for (int n = 0; n < kRowTiles; ++n) {
+        for (int n = 0; n < kRowTiles; ++n) {
 #pragma unroll
-        for (int f = 0; f < 4; ++f) to[((t * kRowTiles + n) * 4 + f) * 32] = sums[t][n][f];
+          for (int f = 0; f < 4; ++f) to[((t * kRowTiles + n) * 4 + f) * 32] = sums[t][n][f];
+        }
       }
+      __syncthreads();
     }
-    __syncthreads();
 
+    if (!several) buffer ^= 1;
 #pragma unroll
     for (int p = 0; p < kPairs; ++p) {
-      const int pair = p * blockDim.x + threadIdx.x;
-      if (pair < pairs && unit_of(pair) < H && row_of(pair) < active) {
-        const int unit = unit_of(pair), slot = pair / 32 % (kUnits * kRows / 32);
-        const float* from = partials + pair / (kUnits * kRows) * m.splits * kSums * 32 + pair % 32;
+      const int unit = unit_of(p), b = row_of(p);
+      if (exists(p) && b < active) {
         float q[G] = {};
 #pragma unroll
         for (int g = 0; g < G; ++g) {
-          const int sum = (g / 2 * kRowTiles + slot / 2) * 4 + 2 * (g % 2) + slot % 2;
-          for (int k = 0; k < m.splits; ++k) q[g] += from[(k * kSums + sum) * 32];
+          if constexpr (!kSplit) {
+            q[g] = sums[g / 2][p / 2][2 * (g % 2) + p % 2];
+          } else {
+            const int slot = slot_at(p) % kSlots;
+            const int sum = (g / 2 * kRowTiles + slot / 2) * 4 + 2 * (g % 2) + slot % 2;
+            const float* from = partials + (group_of(p) * m.splits * kSums + sum) * 32 + lane;
+            for (int k = 0; k < m.splits; ++k) q[g] += from[k * kSums * 32];
+          }
         }
-        add_bias<C>(as<float>(a.bias), H, unit, x[p], q);
-        const int64_t row = s.row + tile + row_of(pair);
+        if constexpr (kSplit) add_bias<C>(as<float>(a.bias), H, unit, x[p], q);
+        const int64_t row = s.row + tile + b;
         const T rounded = from_float<T>(forward_unit<C, T>(a, row, unit, x[p], q, own_h[p], c[p]));
         as<T>(a.output)[row * a.ldo + unit] = rounded;
         own_h[p] = to_float(rounded);
       }
+      if (!several && exists(p)) {
+        h[buffer * h_size + b * stride + unit] = from_float<T>(own_h[p]);
+      }
     }
     __syncthreads();
-    if (gridDim.x > 1 && threadIdx.x == 0) {
+    if (several && threadIdx.x == 0) {
       store_release(flags + blockIdx.x, static_cast<uint32_t>(i + 1));
     }
   }
 #pragma unroll
   for (int p = 0; p < kPairs; ++p) {
-    const int pair = p * blockDim.x + threadIdx.x;
-    const int64_t r = tile + row_of(pair);
-    if (pair < pairs && unit_of(pair) < H && r < a.steps.batch) {
-      as<T>(a.h)[r * H + unit_of(pair)] = from_float<T>(own_h[p]);
-      if constexpr (C::kHasCellState) as<float>(a.c)[r * H + unit_of(pair)] = c[p];
+    const int64_t r = tile + row_of(p);
+    if (exists(p) && r < a.steps.batch) {
+      as<T>(a.h)[r * H + unit_of(p)] = from_float<T>(own_h[p]);
+      if constexpr (C::kHasCellState) as<float>(a.c)[r * H + unit_of(p)] = c[p];
     }
+  }
+}
+
+template <class C, class T>
+SEQKERN_DEVICE void mma_forward(const Both<Forward>& args, const MmaMemory& m) {
+  if (m.splits == 1) {
+    forward_in<C, T, false>(args, m);
+  } else {
+    forward_in<C, T, true>(args, m);
   }
 }
 
 // partials[buffer][row tile][direction][to block][from block][row][unit of the former], or, for one
 // block, [row][unit] in shared memory.
-template <class C, class T>
-SEQKERN_DEVICE void mma_backward(const Both<Backward>& args, const MmaMemory& m) {
-  constexpr int G = C::kGates;
+template <class C, class T, bool kSplit>
+SEQKERN_DEVICE void backward_in(const Both<Backward>& args, const MmaMemory& m) {
+  constexpr int G = C::kGates, kPairs = kPairsOf<kSplit>;
   constexpr bool kCarries = C::kHasCellState || C::kCarriesGradH;
   const Backward& a = args.direction[blockIdx.y];
   const int H = static_cast<int>(a.H), units = m.groups * kUnits, blocks = gridDim.x;
@@ -217,26 +306,40 @@ SEQKERN_DEVICE void mma_backward(const Both<Backward>& args, const MmaMemory& m)
   const int64_t tile = int64_t{blockIdx.z} * kRows;
   uint32_t* const flags = m.flags + (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x;
 
+  // The warp's tiles are warp, warp + warps, ... Of the first of these the first j steps are in
+  // registers and `rest` in shared memory, of the others all.
+  constexpr int kTiles = kMmaHeldTiles<kSplit>, kHeld = kMmaHeldSteps;
+  const int rest = j_steps > kHeld ? j_steps - kHeld : 0;
+  const int short_tiles = tiles < kTiles * warps ? tiles : kTiles * warps;
+
   // weights[tile][j step][lane]: a lane's fragment; this block's gate gradients [row][g*units + u].
   SEQKERN_DYNAMIC_SHARED(unsigned char, shared);
   uint4* const weights = reinterpret_cast<uint4*>(shared);
-  const int fragments = tiles * j_steps * 32;
+  const int fragments = (short_tiles * rest + (tiles - short_tiles) * j_steps) * 32;
   T* const d = reinterpret_cast<T*>(weights + fragments);
   const T zero = from_float<T>(0.f);
-  const auto weight = [&](int k, int j) {
-    const int unit = first_unit + j % units;
-    const bool there = k < H && j < G * units && unit < H;
-    return there ? as<T>(a.w_hh)[(int64_t{j / units} * H + unit) * H + k] : zero;
+  const auto weight = [&](int t, int j_step) {
+    return fragment_of<T>(lane, [&](int row, int column) {
+      const int k = t * 16 + row, j = j_step * 16 + column, unit = first_unit + j % units;
+      const bool there = k < H && j < G * units && unit < H;
+      return there ? as<T>(a.w_hh)[(int64_t{j / units} * H + unit) * H + k] : zero;
+    });
   };
-  for (int i = threadIdx.x; i < fragments; i += blockDim.x) {
-    const int l = i % 32, j_step = i / 32 % j_steps, row = i / 32 / j_steps * 16 + l / 4;
-    uint32_t fragment[4];
+  // Of a tile's j steps those that lie in shared memory, of a lane.
+  const auto stored = [&](int t) {
+    return weights + lane +
+           (t < short_tiles ? t * rest : short_tiles * rest + (t - short_tiles) * j_steps) * 32;
+  };
+  uint4 held[kTiles + 1][kHeld];  // not of size 0
 #pragma unroll
-    for (int f = 0; f < 4; ++f) {
-      const int k = row + 8 * (f % 2), j = j_step * 16 + 2 * (l % 4) + 8 * (f / 2);
-      fragment[f] = pack<T>(weight(k, j), weight(k, j + 1));
-    }
-    weights[i] = make_uint4(fragment[0], fragment[1], fragment[2], fragment[3]);
+  for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+    for (int j = 0; j < kHeld; ++j) held[n][j] = weight(warp + n * warps, j);
+  }
+  for (int t = warp; t < tiles; t += warps) {
+    const int first = t < short_tiles ? kHeld : 0;
+    uint4* const to = stored(t);
+    for (int j = first; j < j_steps; ++j) to[(j - first) * 32] = weight(t, j);
   }
   for (int i = threadIdx.x; i < kRows * stride; i += blockDim.x) d[i] = zero;
 
@@ -270,13 +373,14 @@ SEQKERN_DEVICE void mma_backward(const Both<Backward>& args, const MmaMemory& m)
       for (unsigned p = threadIdx.x; p < gridDim.x; p += blockDim.x) {
         spin_until([&] { return load_acquire(flags + p) >= static_cast<uint32_t>(i + 1); });
       }
+      __syncthreads();
     }
-    __syncthreads();
     const float* from = partials + buffer(i) + blockIdx.x * one_block + threadIdx.x;
 #pragma unroll
     for (int p = 0; p < kPairs; ++p) {
       if (unit < H && row_of(p) < before) grad_h[p] = 0;
     }
+#pragma unroll 4
     for (int q = 0; q < blocks; ++q, from += one_pair) {
 #pragma unroll
       for (int p = 0; p < kPairs; ++p) {
@@ -313,27 +417,42 @@ SEQKERN_DEVICE void mma_backward(const Both<Backward>& args, const MmaMemory& m)
     __syncthreads();
     float* const to = partials + buffer(i) + blockIdx.x * one_pair;
     const T* column = d + lane / 4 * stride + 2 * (lane % 4);
-    for (int t = warp; t < tiles && active > 0; t += warps) {
-      float sums[kRowTiles][4] = {};
+    // grad_h of a tile's units, by this block's gate gradients: the sum's rest, then sent.
+    const auto finish = [&](int t, float (&sums)[kRowTiles][4], int first) {
+      const uint4* const w = stored(t);
 #pragma unroll 2
-      for (int j = 0; j < j_steps; ++j) {
-        const uint4 v = weights[(t * j_steps + j) * 32 + lane];
-        const uint32_t fragment[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-        for (int n = 0; n < kRowTiles; ++n) {
-          const T* from = column + n * kColumns * stride + j * 16;
-          const uint32_t b[2] = {*reinterpret_cast<const Word*>(from),
-                                 *reinterpret_cast<const Word*>(from + 8)};
-          mma_m16n8k16<T>(sums[n], fragment, b);
-        }
+      for (int j = first; j < j_steps; ++j) {
+        multiply(sums, w[(j - first) * 32], column + j * 16, stride);
       }
 #pragma unroll
-      for (int n = 0; n < kRowTiles; ++n) {
+      for (int half = 0; half < 2; ++half) {
+        const int k = t * 16 + lane / 4 + 8 * half;
+        float* const row = to + k / units * one_block + k % units;
 #pragma unroll
-        for (int f = 0; f < 4; ++f) {
-          const int k = t * 16 + lane / 4 + 8 * (f / 2), b = n * kColumns + 2 * (lane % 4) + f % 2;
-          if (k < H && b < active) to[k / units * one_block + b * units + k % units] = sums[n][f];
+        for (int n = 0; n < kRowTiles; ++n) {
+#pragma unroll
+          for (int f = 0; f < 2; ++f) {
+            const int b = n * kColumns + 2 * (lane % 4) + f;
+            if (k < H && b < active) row[b * units] = sums[n][2 * half + f];
+          }
         }
+      }
+    };
+    if (active > 0) {
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n) {
+        const int t = warp + n * warps;
+        if (t >= tiles) continue;
+        float sums[kRowTiles][4] = {};
+#pragma unroll
+        for (int j = 0; j < kHeld; ++j) {
+          if (j < j_steps) multiply(sums, held[n][j], column + j * 16, stride);
+        }
+        finish(t, sums, kHeld);
+      }
+      for (int t = warp + kTiles * warps; t < tiles; t += warps) {
+        float sums[kRowTiles][4] = {};
+        finish(t, sums, 0);
       }
     }
     __syncthreads();
@@ -350,6 +469,15 @@ SEQKERN_DEVICE void mma_backward(const Both<Backward>& args, const MmaMemory& m)
       as<float>(a.grad_h)[r * H + unit] = grad_h[p];
       if constexpr (kCarries) as<float>(a.grad_state)[r * H + unit] = grad_state[p];
     }
+  }
+}
+
+template <class C, class T>
+SEQKERN_DEVICE void mma_backward(const Both<Backward>& args, const MmaMemory& m) {
+  if (m.splits == 1) {
+    backward_in<C, T, false>(args, m);
+  } else {
+    backward_in<C, T, true>(args, m);
   }
 }
 

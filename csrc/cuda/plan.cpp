@@ -15,14 +15,16 @@ namespace {
 
 // What the largest array of a chunk may take of the device's memory.
 constexpr int64_t kChunkBytes = int64_t{128} << 20;
+// Blocks of a launch along z, on every device.
+constexpr int64_t kMostGridZ = 65535;
 
 struct Widths {
-  int gates, grad_gates;
+  int gates, saved, grad_gates;
 };
-constexpr Widths kWidths[kNumCells] = {{Lstm::kGates, Lstm::kGradGates},
-                                       {Gru::kGates, Gru::kGradGates},
-                                       {RnnTanh::kGates, RnnTanh::kGradGates},
-                                       {RnnRelu::kGates, RnnRelu::kGradGates}};
+template <class C>
+constexpr Widths kWidthsOf{C::kGates, C::kSaved, C::kGradGates};
+constexpr Widths kWidths[kNumCells] = {kWidthsOf<Lstm>, kWidthsOf<Gru>, kWidthsOf<RnnTanh>,
+                                       kWidthsOf<RnnRelu>};
 Widths widths(Cell cell) { return kWidths[static_cast<int>(cell)]; }
 
 int store_bytes(Type type) { return type == Type::F64 ? 8 : type == Type::F32 ? 4 : 2; }
@@ -41,8 +43,8 @@ constexpr double kLaunchNs = 2500, kProductNs = 4000;
 constexpr double kBlockStepClocks = 400;
 // Of a step that crosses blocks: a release, an acquire, and the trip of h through L2 and back.
 constexpr double kGridStepNs = 2500;
-// Bytes that shared memory moves in a clock.
-constexpr double kBankBytes = 128;
+// Bytes that shared memory moves in a clock, and a multiprocessor's part of what L2 and DRAM do.
+constexpr double kBankBytes = 128, kL2Bytes = 32, kDramBytes = 10;
 // Around a step's sum: the exchange between lanes, biases, the cell, loads and stores.
 constexpr double kPointwiseInstructions = 150;
 // Share of the peak that a product of one step reaches.
@@ -60,74 +62,121 @@ double product_fma_per_clock(Type type, const DeviceProperties& d) {
   return d.minor == 0 && d.major >= 8 ? (d.major == 8 ? 1024 : 2048) : 512;
 }
 
-// What every tier reads and writes: the input product and the output.
+// What every tier reads and writes. Forward the input product and the output; backward the
+// output's gradient, what forward saved (of the others h), c or the GRU's h_{t-1}, gate gradients.
 double streamed_bytes(const Problem& p) {
-  return double(p.B) * p.directions * p.H *
-         (widths(p.cell).gates * math_bytes(p.type) + store_bytes(p.type));
+  const Widths w = widths(p.cell);
+  const double pairs = double(p.B) * p.directions * p.H;
+  if (!p.backward) return pairs * (w.gates * math_bytes(p.type) + store_bytes(p.type));
+  const int stored = 1 + std::max(w.saved, 1) + w.grad_gates + (p.cell == Cell::Gru);
+  return pairs * (stored * store_bytes(p.type) + (p.cell == Cell::Lstm) * math_bytes(p.type));
+}
+
+// As if nothing overlapped.
+double memory_ns(double l2_bytes, double dram_bytes, const DeviceProperties& d) {
+  return std::max(l2_bytes / kL2Bytes, dram_bytes / kDramBytes) / d.multiprocessors / kGigahertz;
 }
 
 Cost block_cost(const Problem& p, const DeviceProperties& d) {
   const int G = widths(p.cell).gates;
   const BlockShape shape = block_shape(p.cell, p.type, p.H);
+  const int64_t shared = p.backward ? shape.shared_backward : shape.shared_forward;
   const int64_t blocks = ceil_div(p.B, kBlockRows) * p.directions;
-  const int64_t fit = std::max<int64_t>(
-      std::min<int64_t>(d.shared_per_multiprocessor / (shape.shared_forward + 1024),
-                        d.threads_per_multiprocessor / shape.threads),
-      1);
+  const int64_t fit =
+      std::max<int64_t>(std::min<int64_t>(d.shared_per_multiprocessor / (shared + 1024),
+                                          d.threads_per_multiprocessor / shape.threads),
+                        1);
   const int64_t rounds = ceil_div(blocks, d.multiprocessors * fit);
   const int64_t together = std::min(fit, ceil_div(blocks, d.multiprocessors));
-  // Per warp and group of terms: G weights a thread, and four values that its quads share. As if
-  // loads and arithmetic never overlapped: large batches are the BLAS's.
-  const double loads = double(math_bytes(p.type)) / 4 * (G + 2);
-  const double fmas = 32.0 * kBlockRows * G / fma_per_clock(p.type, d);
-  const double terms = double(ceil_div(p.H, kBlockParts));
-  const double groups = terms * (shape.threads / 32) * together;
+  // Per warp and group of terms: forward G weights a thread and four values that its quads share,
+  // backward kBlockRun of each. As if loads and arithmetic never overlapped: large batches are the
+  // BLAS's.
+  const int weights = p.backward ? kBlockRun : G;
+  const double loads =
+      double(math_bytes(p.type)) / 4 * (weights + 2 * (p.backward ? kBlockRun : 1));
+  const double fmas = 32.0 * kBlockRows * weights / fma_per_clock(p.type, d);
+  const double terms =
+      double(p.backward ? ceil_div(G * p.H, kBlockParts * kBlockRun) : ceil_div(p.H, kBlockParts));
+  const double groups = terms * (shape.threads / 32) * together, bytes = streamed_bytes(p);
   return {.shared_bytes = groups * loads * kBankBytes,
-          .l2_bytes = streamed_bytes(p),
-          .dram_bytes = streamed_bytes(p),
+          .l2_bytes = bytes,
+          .dram_bytes = bytes,
           .barriers = 1,
           .exchanges = 0,
-          .instructions = terms * (kBlockRows * G + 2) + kPointwiseInstructions,
-          .nanoseconds = rounds * (groups * (loads + fmas) + kBlockStepClocks) / kGigahertz};
+          .instructions = terms * (kBlockRows * weights + 2) + kPointwiseInstructions,
+          .nanoseconds = rounds * (groups * (loads + fmas) + kBlockStepClocks) / kGigahertz +
+                         memory_ns(bytes, bytes, d)};
+}
+
+// What blocks send each other: forward each reads all of h, backward each writes and reads a
+// partial sum for every unit.
+double exchanged_bytes(const Problem& p, int64_t blocks) {
+  return double(p.B) * p.H * blocks * p.directions *
+         (p.backward ? 2 * math_bytes(p.type) : store_bytes(p.type));
 }
 
 Cost grid_cost(const Problem& p, const DeviceProperties& d) {
   const int G = widths(p.cell).gates;
   const GridShape shape = grid_shape(p, d);
-  // Per warp and 32 terms of a sum: G weights and kGridRows values a lane.
-  const double loads = double(math_bytes(p.type)) / 4 * (G + kGridRows);
-  const double fmas = 32.0 * kGridRows * G / fma_per_clock(p.type, d);
-  const double terms = double(ceil_div(p.H, 32));
-  const int64_t items = shape.units * ceil_div(p.B, kGridRows);
-  return {.shared_bytes = terms * items * math_bytes(p.type) / 4 * G * kBankBytes,
-          .l2_bytes = streamed_bytes(p) +
-                      double(p.B) * p.H * store_bytes(p.type) * shape.blocks * p.directions,
-          .dram_bytes = streamed_bytes(p),
-          .barriers = 2,
-          .exchanges = 1,
-          .instructions = ceil_div(items, shape.threads / 32) *
-                          (terms * (kGridRows * G + kGridRows + G) + kPointwiseInstructions),
-          .nanoseconds = terms * items * (loads + fmas) / kGigahertz + kGridStepNs};
+  // Forward, per warp and 32 terms of a sum: G weights and kGridRows values a lane. Backward, per
+  // warp and term: one weight a lane and kGridRows values that all share.
+  const double words = double(math_bytes(p.type)) / 4;
+  const int64_t tiles = ceil_div(p.B, kGridRows), units = shape.units * tiles;
+  const int64_t items = p.backward ? ceil_div(p.H * tiles, 32) : units;
+  const double terms = double(p.backward ? shape.units * G : ceil_div(p.H, 32));
+  const int weights = p.backward ? 1 : G, values = p.backward ? kGridRows / 4 : kGridRows;
+  const double fmas = 32.0 * kGridRows * weights / fma_per_clock(p.type, d);
+  const double clocks = terms * items * (words * (weights + values) + fmas);
+  const double dram = streamed_bytes(p), l2 = dram + exchanged_bytes(p, shape.blocks);
+  const double warps = shape.threads / 32;
+  return {
+      .shared_bytes = terms * items * words * (weights + (p.backward ? values : 0)) * kBankBytes,
+      .l2_bytes = l2,
+      .dram_bytes = dram,
+      .barriers = p.backward ? 3 : 2,
+      .exchanges = 1,
+      .instructions =
+          ceil_div(items, int64_t(warps)) * (terms * (kGridRows * weights + values + weights)) +
+          ceil_div(units, int64_t(warps)) * kPointwiseInstructions +
+          (p.backward ? double(shape.blocks) / 4 : 0),
+      .nanoseconds = clocks / kGigahertz + kGridStepNs + memory_ns(l2, dram, d)};
 }
 
 Cost mma_cost(const Problem& p, const DeviceProperties& d) {
   const MmaShape shape = mma_shape(p, d);
-  const int64_t tiles = (widths(p.cell).gates + 1) / 2, k_steps = ceil_div(p.H, 16);
-  // Shared memory: fragments of W_hh once, of h once for each group, and h on its way in.
-  const double clocks = double(shape.groups) * k_steps * (4 * tiles + 4) + k_steps * 4;
+  const int64_t k_steps = ceil_div(p.H, 16), warps = int64_t{shape.groups} * shape.splits;
+  const bool exchanges = shape.blocks > 1, split = shape.splits > 1;
+  // A fragment of W_hh takes four clocks from shared memory, those of h or d for it as many;
+  // forward the tiles of a step of k share the latter.
+  int64_t of_weights, of_others, products;
+  if (p.backward) {
+    const int64_t j_steps = ceil_div(widths(p.cell).gates * shape.groups * kMmaUnits, 16);
+    of_weights = shape.fragments;
+    of_others = k_steps * j_steps;
+    products = ceil_div(k_steps, warps) * j_steps;
+  } else {
+    const int64_t tiles = (widths(p.cell).gates + 1) / 2;
+    of_weights = shape.fragments;
+    of_others = shape.groups * k_steps;
+    products = ceil_div(k_steps, shape.splits) * tiles;
+  }
+  // What a block has to write and read once: h or the gate gradients, and the splits' sums.
+  const double clocks =
+      4.0 * (of_weights + of_others + k_steps) + (split && !p.backward ? 2.0 * warps * 16 : 0);
   const int64_t sets = int64_t{shape.row_tiles} * p.directions;
-  const int64_t rounds = shape.blocks == 1 ? ceil_div(sets, d.multiprocessors) : 1;
-  const bool exchanges = shape.blocks > 1;
+  const int64_t rounds = exchanges ? 1 : ceil_div(sets, d.multiprocessors);
+  const double dram = streamed_bytes(p);
+  const double l2 = dram + (exchanges ? exchanged_bytes(p, shape.blocks) : 0);
+  const int loaded = exchanges && shape.groups > 1;
   return {.shared_bytes = clocks * kBankBytes,
-          .l2_bytes = streamed_bytes(p) +
-                      double(p.B) * p.H * store_bytes(p.type) * shape.blocks * p.directions,
-          .dram_bytes = streamed_bytes(p),
-          .barriers = 5,
+          .l2_bytes = l2,
+          .dram_bytes = dram,
+          .barriers = p.backward ? 2 + exchanges : 1 + split + loaded,
           .exchanges = exchanges ? 1 : 0,
-          .instructions =
-              double(ceil_div(k_steps, shape.splits)) * (3 * tiles + 4) + kPointwiseInstructions,
-          .nanoseconds =
-              rounds * (clocks + kBlockStepClocks) / kGigahertz + (exchanges ? kGridStepNs : 0)};
+          .instructions = double(products) * 4 + kPointwiseInstructions +
+                          (p.backward ? double(shape.blocks) * 2 : 0),
+          .nanoseconds = rounds * (clocks + kBlockStepClocks) / kGigahertz +
+                         (exchanges ? kGridStepNs : 0) + memory_ns(l2, dram, d)};
 }
 
 Cost stepwise_cost(const Problem& p, const DeviceProperties& d) {
@@ -136,15 +185,20 @@ Cost stepwise_cost(const Problem& p, const DeviceProperties& d) {
   const double rate =
       product_fma_per_clock(p.type, d) * d.multiprocessors * kGigahertz * kProductEfficiency;
   const double weights = double(G) * p.H * p.K * p.directions * store_bytes(p.type);
-  // The product is written and read again, and so is c.
-  const double pointwise = 2.0 * p.B * p.directions * p.H * (G + 1) * math_bytes(p.type);
-  return {.shared_bytes = 0,
-          .l2_bytes = streamed_bytes(p) + weights + pointwise,
-          .dram_bytes = streamed_bytes(p) + (weights > d.l2_bytes ? weights : 0),
-          .barriers = 0,
-          .exchanges = 1 + p.directions,
-          .instructions = 0,
-          .nanoseconds = kLaunchNs + p.directions * kProductNs + fmas / rate};
+  // The product is written and read again, and so is c, or its gradient. Backward the product is
+  // the gradient of h.
+  const double pointwise =
+      2.0 * p.B * p.directions * p.H * ((p.backward ? 1 : G) + 1) * math_bytes(p.type);
+  const double l2 = streamed_bytes(p) + weights + pointwise;
+  const double dram = streamed_bytes(p) + (weights > d.l2_bytes ? weights : 0);
+  return {
+      .shared_bytes = 0,
+      .l2_bytes = l2,
+      .dram_bytes = dram,
+      .barriers = 0,
+      .exchanges = 1 + p.directions,
+      .instructions = 0,
+      .nanoseconds = kLaunchNs + p.directions * kProductNs + fmas / rate + memory_ns(l2, dram, d)};
 }
 
 }  // namespace
@@ -187,18 +241,26 @@ MmaShape mma_shape(const Problem& p, const DeviceProperties& d) {
   const auto shape = [&](int64_t groups) {
     int64_t splits = 1;
     while (2 * splits * groups <= most && 2 * splits <= std::min<int64_t>(k_steps, 8)) splits *= 2;
-    const int64_t h = kMmaRows * (k_steps * 16 + 8) * 2,
-                  partials = groups * splits * tiles * (kMmaRows / 8) * 4 * 32 * 4;
-    const int64_t forward = groups * tiles * k_steps * 512 + std::max(h, partials);
-    const int64_t blocks = ceil_div(all, groups), units = groups * kMmaUnits;
-    const int64_t j_steps = ceil_div(widths(p.cell).gates * units, 16);
-    const int64_t backward = k_steps * j_steps * 512 + kMmaRows * (j_steps * 16 + 8) * 2 +
-                             (blocks == 1 ? kMmaRows * units * 4 : 0);
+    const int64_t warps = groups * splits, blocks = ceil_div(all, groups);
+    const int64_t held = splits > 1 ? kMmaHeldForward<true> : kMmaHeldForward<false>;
+    const int64_t held_tiles = splits > 1 ? kMmaHeldTiles<true> : kMmaHeldTiles<false>;
+    // What registers do not hold, h, and the splits' partial sums.
+    const int64_t rest = std::max<int64_t>(ceil_div(k_steps, splits) - held / tiles, 0);
+    const int64_t forward = (blocks == 1 ? 2 : 1) * kMmaRows * (k_steps * 16 + 8) * 2 +
+                            (splits > 1 ? warps * tiles * (kMmaRows / 8) * 4 * 32 * 4 : 0);
+    const int64_t units = groups * kMmaUnits, j_steps = ceil_div(widths(p.cell).gates * units, 16);
+    const int64_t first = std::min(k_steps, held_tiles * warps);
+    const int64_t backward =
+        kMmaRows * (j_steps * 16 + 8) * 2 + (blocks == 1 ? kMmaRows * units * 4 : 0);
+    const int64_t fragments = p.backward ? first * std::max<int64_t>(j_steps - kMmaHeldSteps, 0) +
+                                               (k_steps - first) * j_steps
+                                         : warps * rest * tiles;
     return MmaShape{.groups = static_cast<int>(groups),
                     .splits = static_cast<int>(splits),
                     .blocks = static_cast<int>(blocks),
                     .row_tiles = static_cast<int>(row_tiles),
-                    .shared = p.backward ? backward : forward,
+                    .fragments = static_cast<int>(fragments),
+                    .shared = fragments * 512 + (p.backward ? backward : forward),
                     .partials = p.backward && blocks > 1 ? 2 * row_tiles * p.directions * blocks *
                                                                blocks * kMmaRows * units
                                                          : 0};
@@ -216,7 +278,7 @@ bool supports(Tier tier, const Problem& p, const DeviceProperties& d) {
     if ((p.type != Type::BF16 && p.type != Type::F16) || d.major < 8) return false;
     const MmaShape shape = mma_shape(p, d);
     const int64_t together = int64_t{shape.blocks} * shape.row_tiles * p.directions;
-    return shape.shared <= d.shared_per_block_optin &&
+    return shape.shared <= d.shared_per_block_optin && shape.row_tiles <= kMostGridZ &&
            (shape.blocks == 1 || (d.cooperative_launch && together <= d.multiprocessors));
   }
   if (tier == Tier::Grid) {

@@ -44,14 +44,13 @@ MmaShape mma_shape(const Problem& problem, const DeviceProperties& device);
 // Whether a tier can run the problem at all.
 bool supports(Tier tier, const Problem& problem, const DeviceProperties& device);
 
-// What one forward step without saved gates takes: counted, not measured. A backward step, which
-// does the same products the other way round, is taken to cost the same where tiers are compared.
+// What one step of the problem's pass takes, forward without saved gates: counted, not measured.
 struct Cost {
   double shared_bytes;  // through the shared memory of the busiest multiprocessor
   double l2_bytes;      // of the whole device
   double dram_bytes;    // of the whole device
   int barriers;         // of a block
-  int exchanges;        // launches, or trips of h from block to block through L2
+  int exchanges;        // launches, or trips from block to block through L2
   double instructions;  // of the thread that has most to do
   double nanoseconds;   // predicted
 };

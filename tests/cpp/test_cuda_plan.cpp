@@ -46,6 +46,18 @@ int64_t largest_block(const Gpu& gpu, Cell cell, Type type) {
   return H;
 }
 
+// The same for the tensor-core kernels of one pass: registers and shared memory of all blocks.
+int64_t largest_mma(const Gpu& gpu, Cell cell, bool backwards) {
+  const auto at = [&](int64_t H) {
+    Problem p = problem(cell, Type::BF16, 16, H);
+    p.backward = backwards;
+    return supports(Tier::Mma, p, gpu.properties);
+  };
+  int64_t H = 0;
+  while (at(H + 8)) H += 8;
+  return H;
+}
+
 }  // namespace
 
 int main() {
@@ -139,10 +151,43 @@ int main() {
           gpu.name, int(lstm), int(gru), int(rnn));
     std::printf("%s: block tier in float32 to H %d (LSTM), %d (GRU), %d (RNN)\n", gpu.name,
                 int(lstm), int(gru), int(rnn));
+    std::printf("%s: mma tier in bfloat16 forward to H %d (LSTM), %d (GRU); backward %d, %d\n",
+                gpu.name, int(largest_mma(gpu, Cell::Lstm, false)),
+                int(largest_mma(gpu, Cell::Gru, false)), int(largest_mma(gpu, Cell::Lstm, true)),
+                int(largest_mma(gpu, Cell::Gru, true)));
     Problem projected = problem(Cell::Lstm, Type::F32, 4, 32);
     projected.projection = true;
     projected.K = 16;
     CHECK(make_plan(projected, d).tier == Tier::Stepwise, "%s: projection", gpu.name);
+  }
+
+  // With what registers hold; shared memory alone has room for 1040 forward and 1280 backward.
+  for (const bool backwards : {false, true}) {
+    const int64_t H = largest_mma(kA100, Cell::Lstm, backwards);
+    CHECK(H >= (backwards ? 1536 : 1152), "A100: H up to %d", int(H));
+  }
+  CHECK(largest_mma(kT4, Cell::Lstm, false) == 0, "a T4 has no such instruction");
+  // One block for each 16 rows, which are CUDA's third dimension.
+  CHECK(supports(Tier::Mma, problem(Cell::Lstm, Type::BF16, 65535 * 16, 8), kA100.properties), "B");
+  CHECK(!supports(Tier::Mma, problem(Cell::Lstm, Type::BF16, 65535 * 16 + 1, 8), kA100.properties),
+        "B");
+  for (const Gpu& gpu : {kA100, kH100}) {
+    for (int64_t H = 8; H <= 2048; H += 8) {
+      for (const bool backwards : {false, true}) {
+        Problem p = problem(Cell::Gru, Type::F16, 20, H);
+        p.backward = backwards;
+        const MmaShape m = mma_shape(p, gpu.properties);
+        // All of W_hh's fragments, once: 512 bytes each.
+        const int64_t k_steps = (H + 15) / 16, warps = int64_t{m.groups} * m.splits;
+        const int64_t all = backwards ? k_steps * ((3 * 8 * m.groups + 15) / 16)
+                                      : warps * 2 * ((k_steps + m.splits - 1) / m.splits);
+        const int64_t held =
+            backwards ? warps * (m.splits > 1 ? kMmaHeldTiles<true> * kMmaHeldSteps : 0)
+                      : warps * (m.splits > 1 ? kMmaHeldForward<true> : kMmaHeldForward<false>);
+        CHECK(m.fragments >= all - held && m.fragments <= all && m.shared >= 512 * m.fragments,
+              "%s H %d: %d fragments of %d", gpu.name, int(H), m.fragments, int(all));
+      }
+    }
   }
 
   // What tests force comes back, or is refused.

@@ -1,6 +1,6 @@
 """Deliberate bugs in the CUDA kernels, one at a time: each must be found by a check of `make
-cuda-host`, which has to have been run before. `make cuda-mutations`; with --write the table of
-docs/cuda.md is renewed; names of mutations limit the run to these.
+cuda-host`, which has to have been run before. `make cuda-mutations`; with --write their rows of the table
+in docs/cuda.md are renewed; names of mutations limit the run to these.
 
 The mutated file is compiled and linked by the build's own commands, with other paths: nothing of
 the tree or its build changes.
@@ -28,9 +28,10 @@ START, END = "<!-- tests/cuda_host/mutate.py writes from here -->", "<!-- to her
 class Mutation:
     name: str
     file: str  # of csrc
-    old: str  # found once
+    old: str  # found `times`
     new: str
     tier: str  # whose tests are run
+    times: int = 1
 
 
 MUTATIONS = [
@@ -144,31 +145,186 @@ MUTATIONS = [
         "grid",
     ),
     Mutation(
+        "the gathered h_{t-1} has the stride of one direction",
+        "cuda/step.cu",
+        "output)[(s.before + r) * a.ldo + unit]",
+        "output)[(s.before + r) * a.K + unit]",
+        "stepwise",
+    ),
+    Mutation(
+        "block: the GRU's b_hn outside of what the reset gate multiplies",
+        "cuda/block.cu",
+        "q[G - 1] += bias[G];",
+        "x[G - 1] += bias[G];",
+        "block",
+    ),
+    Mutation(
+        "block: no barrier between gate gradients and products",
+        "cuda/block.cu",
+        "      __syncthreads();\n      A sums[kRows] = {};",
+        "      A sums[kRows] = {};",
+        "block",
+    ),
+    Mutation(
+        "grid: the flag is stored without release order",
+        "cuda/grid.cu",
+        "store_release(flags + blockIdx.x, count);",
+        "__atomic_store_n(flags + blockIdx.x, count, __ATOMIC_RELAXED);",
+        "grid",
+    ),
+    Mutation(
+        "grid: the flags are loaded without acquire order",
+        "cuda/grid.cu",
+        "load_acquire(flags + p) >= count",
+        "__atomic_load_n(flags + p, __ATOMIC_RELAXED) >= count",
+        "grid",
+    ),
+    Mutation(
+        "grid: the partial sums have one buffer",
+        "cuda/grid.cu",
+        "i % 2 * one_buffer",
+        "i * 0 * one_buffer",
+        "grid",
+        times=2,
+    ),
+    Mutation(
+        "ragged, grid: grad_h of a row that has not been in a step yet",
+        "cuda/grid.cu",
+        "if (r < before) grad_h[pair] = sum;",
+        "if (r < active) grad_h[pair] = sum;",
+        "grid",
+    ),
+    Mutation(
+        "grid: the reverse direction goes the other way through time",
+        "cuda/grid.cu",
+        "return a.steps.reverse ? a.steps.begin + i : a.steps.end - 1 - i;",
+        "return a.steps.reverse ? a.steps.end - 1 - i : a.steps.begin + i;",
+        "grid",
+    ),
+    Mutation(
         "mma: no wait for the asynchronous copies",
         "cuda/mma.cu",
-        "      cp_async_wait<0>();\n",
+        "        cp_async_wait<0>();\n",
         "",
         "mma",
     ),
     Mutation(
         "mma: rows of a tile in the wrong order of gates",
         "cuda/mma.cu",
-        "const int gate = 2 * t + f % 2",
-        "const int gate = 2 * t + f / 2",
+        "const int gate = 2 * t + row / kUnits",
+        "const int gate = 2 * t + 1 - row / kUnits",
         "mma",
     ),
     Mutation(
-        "mma: no barrier before h's place is used again",
+        "mma: two registers of a fragment swapped",
         "cuda/mma.cu",
-        "    __syncthreads();  // h has been read: its place is free\n",
+        "const int row = lane / 4 + 8 * (f % 2), column = 2 * (lane % 4) + 8 * (f / 2);",
+        "const int row = lane / 4 + 8 * (f / 2), column = 2 * (lane % 4) + 8 * (f % 2);",
+        "mma",
+    ),
+    Mutation(
+        "mma: fragments in shared memory are those in registers again",
+        "cuda/mma.cu",
+        "weight(t, first_k + kHeld + j)",
+        "weight(t, first_k + j)",
+        "mma",
+    ),
+    Mutation(
+        "mma: backward, fragments in registers of the neighbour's tiles",
+        "cuda/mma.cu",
+        "held[n][j] = weight(warp + n * warps, j)",
+        "held[n][j] = weight(warp + n, j)",
+        "mma",
+    ),
+    Mutation(
+        "mma: one buffer of h where one block has all units",
+        "cuda/mma.cu",
+        "    if (!several) buffer ^= 1;\n",
         "",
         "mma",
     ),
     Mutation(
-        "mma: no barrier before the flag",
+        "mma: no barrier between a step's h and the next step",
         "cuda/mma.cu",
-        "    __syncthreads();\n    if (gridDim.x > 1 && threadIdx.x == 0) {",
-        "    if (gridDim.x > 1 && threadIdx.x == 0) {",
+        "    __syncthreads();\n    if (several && threadIdx.x == 0) {",
+        "    if (several && threadIdx.x == 0) {",
+        "mma",
+    ),
+    Mutation(
+        "mma: no __syncwarp after the flags were seen",
+        "cuda/mma.cu",
+        "        __syncwarp();\n      }\n      // Two lanes",
+        "      }\n      // Two lanes",
+        "mma",
+    ),
+    Mutation(
+        "mma: no __syncwarp between copies and products",
+        "cuda/mma.cu",
+        "      if (m.groups == 1) {\n        __syncwarp();\n      } else {",
+        "      if (m.groups > 1) {",
+        "mma",
+    ),
+    Mutation(
+        "mma: no barrier between the groups' copies and products",
+        "cuda/mma.cu",
+        "      } else {\n        __syncthreads();\n      }",
+        "      }",
+        "mma",
+    ),
+    Mutation(
+        "mma: no barrier between the splits' partial sums and who adds them",
+        "cuda/mma.cu",
+        "      __syncthreads();\n    }\n\n    if (!several)",
+        "    }\n\n    if (!several)",
+        "mma",
+    ),
+    Mutation(
+        "mma: a warp does not wait for the last block of its run of h",
+        "cuda/mma.cu",
+        "p * units < end &&",
+        "(p + 1) * units < end &&",
+        "mma",
+    ),
+    Mutation(
+        "mma: the GRU's x_n inside what the reset gate multiplies",
+        "cuda/mma.cu",
+        "const bool apart = C::kRecurrentBias && g == G - 1;",
+        "const bool apart = false;",
+        "mma",
+    ),
+    Mutation(
+        "mma: vectors from odd addresses",
+        "cuda/mma.cu",
+        " && on_16_bytes(a.h_0)",
+        "",
+        "mma",
+    ),
+    Mutation(
+        "ragged, mma: one row too many continues the step before",
+        "cuda/mma.cu",
+        "r < s.continued ? as<T>(a.output)",
+        "r <= s.continued ? as<T>(a.output)",
+        "mma",
+    ),
+    Mutation(
+        "mma: backward, no barrier after the flags were seen",
+        "cuda/mma.cu",
+        "      __syncthreads();\n    }\n    const float* from =",
+        "    }\n    const float* from =",
+        "mma",
+    ),
+    Mutation(
+        "mma: backward, the partial sums have one buffer",
+        "cuda/mma.cu",
+        "i % 2 * one_buffer",
+        "i * 0 * one_buffer",
+        "mma",
+    ),
+    Mutation(
+        "mma: backward, the flag before the partial sums",
+        "cuda/mma.cu",
+        "    __syncthreads();\n    if (blocks > 1 && threadIdx.x == 0) {",
+        "    if (blocks > 1 && threadIdx.x == 0) {",
         "mma",
     ),
 ]
@@ -186,7 +342,7 @@ def build(mutation: Mutation, sanitizer: str) -> Path:
     """A folder with the package, its extension made of the mutated file."""
     source = ROOT / "csrc" / mutation.file
     text = source.read_text()
-    if text.count(mutation.old) != 1:
+    if text.count(mutation.old) != mutation.times:
         raise SystemExit(
             f"{mutation.name}: {mutation.file} has the text {text.count(mutation.old)} times"
         )
@@ -268,7 +424,7 @@ def found_by(mutation: Mutation) -> str:
                 env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
                 capture_output=True,
                 text=True,
-                timeout=300,
+                timeout=900,
                 check=False,
             )
         except subprocess.TimeoutExpired:
@@ -293,25 +449,36 @@ def found_by(mutation: Mutation) -> str:
     return ""
 
 
+def write(found: dict[str, str]) -> None:
+    """Rows of the page's table: new ones, and what stays of the others."""
+    page = ROOT / "docs" / "cuda.md"
+    text = page.read_text()
+    begin = text.index(START) + len(START)
+    end = text.index(END, begin)
+    rows = {line.split("|")[1].strip(): line for line in text[begin:end].splitlines()[3:]}
+    for m in MUTATIONS:
+        if m.name in found:
+            rows[m.name] = f"| {m.name} | `{m.file}` | {found[m.name]} |"
+    listed = [rows[m.name] for m in MUTATIONS if m.name in rows]
+    table = "\n".join(["| bug | in `csrc/` | first found by |", "|---|---|---|", *listed])
+    page.write_text(f"{text[:begin]}\n{table}\n{text[end:]}")
+
+
 def main() -> None:
     arguments = sys.argv[1:]
     names = [a for a in arguments if a != "--write"]
+    if unknown := set(names) - {m.name for m in MUTATIONS}:
+        raise SystemExit(f"no mutation is called {', '.join(sorted(unknown))}")
     chosen = [m for m in MUTATIONS if not names or m.name in names]
     shutil.rmtree(WORK, ignore_errors=True)
-    rows, missed = [], []
+    missed = []
     for mutation in chosen:
         check = found_by(mutation)
         print(f"{mutation.name}: {check or 'NOT FOUND'}", flush=True)
-        rows.append(f"| {mutation.name} | `{mutation.file}` | {check} |")
         if not check:
             missed.append(mutation.name)
-    if "--write" in arguments and not names and not missed:
-        page = ROOT / "docs" / "cuda.md"
-        text = page.read_text()
-        begin = text.index(START) + len(START)
-        end = text.index(END, begin)
-        table = "\n".join(["| bug | in `csrc/` | first found by |", "|---|---|---|", *rows])
-        page.write_text(f"{text[:begin]}\n{table}\n{text[end:]}")
+        elif "--write" in arguments:
+            write({mutation.name: check})
     if missed:
         raise SystemExit(f"{len(missed)} of {len(chosen)} mutations were not found")
     print(f"all {len(chosen)} mutations were found")

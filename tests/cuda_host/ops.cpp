@@ -61,9 +61,8 @@ std::vector<std::string> tiers() {
   return names;
 }
 
-// Whether the tier can run the layer on the modelled device. type: f32, f64, bf16, f16.
-bool supports(std::string tier, std::string cell, std::string type, int64_t B, int64_t H, int64_t K,
-              int64_t D, bool projection) {
+// type: f32, f64, bf16, f16.
+cuda::Problem problem_of(const std::string& cell, const std::string& type) {
   constexpr const char* kTypes[cuda::kNumTypes] = {"f32", "f64", "bf16", "f16"};
   cuda::Problem problem{};
   int found = 0;
@@ -74,6 +73,13 @@ bool supports(std::string tier, std::string cell, std::string type, int64_t B, i
     if (type == kTypes[i]) problem.type = cuda::Type(i), ++found;
   }
   TORCH_CHECK(found == 2, "no cell '", cell, "' or no type '", type, "'");
+  return problem;
+}
+
+// Whether the tier can run the layer on the modelled device, forward and backward.
+bool supports(std::string tier, std::string cell, std::string type, int64_t B, int64_t H, int64_t K,
+              int64_t D, bool projection) {
+  cuda::Problem problem = problem_of(cell, type);
   problem.B = B;
   problem.H = H;
   problem.K = K;
@@ -81,10 +87,26 @@ bool supports(std::string tier, std::string cell, std::string type, int64_t B, i
   problem.projection = projection;
   for (int i = 0; i < cuda::kNumTiers; ++i) {
     if (tier == cuda::name(cuda::Tier(i))) {
-      return cuda::supports(cuda::Tier(i), problem, cuda::device_properties(0));
+      const bool forward = cuda::supports(cuda::Tier(i), problem, cuda::device_properties(0));
+      problem.backward = true;
+      return forward && cuda::supports(cuda::Tier(i), problem, cuda::device_properties(0));
     }
   }
   TORCH_CHECK(false, "no tier '", tier, "'");
+}
+
+// A launch of the tensor-core kernels on the modelled device: blocks of a direction and 16 rows,
+// groups, splits, and the fragments of W_hh that registers do not hold.
+std::tuple<int64_t, int64_t, int64_t, int64_t> mma_shape(std::string cell, std::string type,
+                                                         int64_t B, int64_t H, int64_t D,
+                                                         bool backward) {
+  cuda::Problem problem = problem_of(cell, type);
+  problem.B = B;
+  problem.H = problem.K = H;
+  problem.directions = static_cast<int>(D);
+  problem.backward = backward;
+  const cuda::MmaShape s = cuda::mma_shape(problem, cuda::device_properties(0));
+  return {s.blocks, s.groups, s.splits, s.fragments};
 }
 
 // A tier's name or "", and rows of a chunk or 0, for the planner's choice.
@@ -98,6 +120,7 @@ TORCH_LIBRARY(seqkern_cuda_host, m) {
   m.def("take_counts", &take_counts);
   m.def("tiers", &tiers);
   m.def("supports", &supports);
+  m.def("mma_shape", &mma_shape);
   m.def("force_plan", &force_plan);
 }
 

@@ -8,6 +8,8 @@ import itertools
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from layers import CELLS, Case, check_runs, gradients
 
 from seqkern import functional, ops
@@ -32,6 +34,16 @@ SCHEDULES = {
     "greedy": ("greedy", 0),
     **{f"random {seed}": ("random", seed) for seed in (1, 2, 3)},
 }
+
+
+@contextlib.contextmanager
+def device(capability=0, multiprocessors=0, shared=0):
+    """The modelled device, where a value is 0 an A100's with 8 multiprocessors."""
+    host.set_device(capability, multiprocessors, shared)
+    try:
+        yield
+    finally:
+        host.set_device(0, 0, 0)
 
 
 @contextlib.contextmanager
@@ -101,14 +113,125 @@ def test_tensor_cores_of_several_blocks(kind):
         check_schedules(c, "bf16", "mma", schedules=("reverse", "greedy", "random 1"))
 
 
-@pytest.mark.parametrize("H", (1, 2, 8, 16, 17, 31, 33, 64, 70))
+# What a launch of the tensor-core kernels can look like: multiprocessors, H, and then blocks of a
+# direction, groups and splits, and whether some of W_hh lies in shared memory, forward and backward.
+MMA_PATHS = {
+    "one block, one warp a group": (8, 70, 1, 9, 1, {"forward": True, "backward": True}),
+    "one block, a short sum": (8, 9, 1, 2, 1, {"forward": False, "backward": True}),
+    "one block, splits": (8, 40, 1, 5, 2, {"forward": False, "backward": True}),
+    "blocks of one group": (17, 136, 17, 1, 8, {"forward": False, "backward": False}),
+    "blocks of some groups": (6, 136, 6, 3, 4, {"forward": False, "backward": True}),
+    "blocks with a long sum": (3, 144, 3, 6, 2, {"forward": True, "backward": True}),
+    "blocks, one warp a group": (2, 144, 2, 9, 1, {"forward": True, "backward": True}),
+    "blocks without vectors": (6, 133, 6, 3, 4, {"forward": False, "backward": True}),
+}
+
+
+@pytest.mark.parametrize("kind", CELLS)
+@pytest.mark.parametrize("path", MMA_PATHS)
+def test_mma_paths(path, kind):
+    multiprocessors, H, blocks, groups, splits, shared = MMA_PATHS[path]
+    with device(80, multiprocessors):
+        for name in shared:
+            shape = host.mma_shape(kind, "bf16", 9, H, 1, name == "backward")
+            assert shape[:3] == (blocks, groups, splits)
+            # A cell of one gate has fewer fragments.
+            assert (shape[3] > 0) == shared[name] or kind.startswith("rnn")
+        for sizes in ({"T": 3, "B": 9}, {"batch_sizes": (9, 8, 1)}):
+            # A seed without a sum that rounding moves past relu's kink.
+            c = case(kind, I=3, H=H, seed=2, **sizes)
+            check_schedules(c, "bf16", "mma", schedules=("greedy", "random 1"))
+
+
+@pytest.mark.parametrize("H", (1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 64, 70))
 @pytest.mark.parametrize(("tier", "kind"), TIERS_OF_KINDS)
 def test_sizes(tier, kind, H):
-    for B, T in ((1, 1), (4, 3), (9, 2)):
+    for B, T in ((1, 1), (3, 2), (4, 3), (9, 2), (15, 1), (17, 2)):
         c = case(kind, T=T, B=B, I=5, H=H, bias=B != 4)
         type = TYPES_OF_TIERS[tier][0]
         if H <= 33 or supported(tier, c, type):
             check_schedules(c, type, tier, schedules=("greedy", "random 1"))
+
+
+@pytest.mark.parametrize("H", (127, 128, 129))
+@pytest.mark.parametrize(("tier", "kind"), TIERS_OF_KINDS)
+def test_large_sizes(tier, kind, H):
+    """Around what one block has room for."""
+    for sizes in ({"B": 3, "T": 2}, {"B": 17, "T": 1}, {"batch_sizes": (16, 15, 1)}):
+        c = case(kind, I=5, H=H, **sizes)
+        type = TYPES_OF_TIERS[tier][0]
+        if tier != "block":
+            assert supported(tier, c, type)
+        if supported(tier, c, type):
+            check_schedules(c, type, tier, schedules=("random 1",))
+
+
+# In 16 bits rounding moves sums past relu's kink, and gradients with them.
+@settings(deadline=None, max_examples=40, derandomize=True)
+@given(data=st.data())
+@pytest.mark.parametrize(
+    ("tier", "kind"), [pair for pair in TIERS_OF_KINDS if pair != ("mma", "rnn_relu")]
+)
+def test_any_layer(tier, kind, data):
+    """Whatever the sizes, type, device and schedule, the tier is right or says that it can't."""
+    draw = data.draw
+    H = draw(st.integers(2, 72), "H")
+    lengths = draw(st.lists(st.integers(1, 6), min_size=1, max_size=20), "lengths")
+    ragged = draw(st.booleans(), "ragged")
+    batch_sizes = tuple(sum(n > t for n in lengths) for t in range(max(lengths)))
+    c = case(
+        kind,
+        H=H,
+        I=draw(st.integers(1, 9), "I"),
+        T=max(lengths),
+        B=len(lengths),
+        D=draw(st.sampled_from((1, 2)), "D"),
+        bias=draw(st.booleans(), "bias"),
+        batch_sizes=batch_sizes if ragged else None,
+        seed=draw(st.integers(0, 99), "seed"),
+    )
+    types = TYPES_OF_TIERS[tier][:2] if kind == "rnn_relu" else TYPES_OF_TIERS[tier]
+    type = draw(st.sampled_from(types), "type")
+    schedule = draw(st.sampled_from(tuple(SCHEDULES)), "schedule")
+    chunk_rows = draw(st.sampled_from((0, 1, 7, 30)), "rows of a chunk")
+    with device(
+        80, draw(st.integers(1, 9), "multiprocessors"), draw(st.sampled_from((0, 48 << 10)))
+    ):
+        if supported(tier, c, type):
+            check_runs(c, TYPES[type], {schedule: running(schedule, tier, chunk_rows)})
+        else:
+            with running(schedule, tier), pytest.raises(RuntimeError, match="was forced"):
+                gradients(lambda *t: c.call(functional, *t), c.arguments(TYPES[type]))
+
+
+def off_by_one(t: torch.Tensor) -> torch.Tensor:
+    """The same numbers, contiguous, one element past an address that vectors could be loaded from."""
+    return t.new_empty(t.numel() + 1)[1:].view(t.shape).copy_(t)
+
+
+@pytest.mark.parametrize(("tier", "kind"), TIERS_OF_KINDS)
+def test_odd_addresses(tier, kind):
+    with device(80, 6, 8 << 10 if tier == "mma" else 0):
+        c = case(kind, T=3, B=5, I=8, H=32, D=1)
+        type = TYPES_OF_TIERS[tier][0]
+        if tier == "mma":
+            assert host.mma_shape(kind, type, c.B, c.H, c.D, False)[0] > 1
+        arguments = c.arguments(TYPES[type])
+        with running("random 1", tier):
+            plain = gradients(lambda *t: c.call(functional, *t), arguments)
+            odd = gradients(lambda *t: c.call(functional, *map(off_by_one, t)), arguments)
+        for name, value in plain.items():
+            assert torch.equal(value, odd[name]), name
+
+
+def test_more_rows_than_a_grid_is_wide():
+    """What CUDA limits to 65535 blocks is not what rows are spread over."""
+    for tier in ("stepwise", "block"):
+        c = Case("gru", T=1, B=66_000, I=1, H=1)
+        with running("forward", tier):
+            check_runs(c, torch.float32, {tier: running("forward", tier)})
+    assert host.supports("mma", "gru", "bf16", 65535 * 16, 8, 8, 1, False)
+    assert not host.supports("mma", "gru", "bf16", 65536 * 16, 8, 8, 1, False)
 
 
 @pytest.mark.parametrize("ragged", (False, True), ids=("padded", "ragged"))
@@ -186,13 +309,10 @@ def test_unsupported_tier(tier):
 @pytest.mark.parametrize("type", ("f32", "bf16"))
 @pytest.mark.parametrize("cell", CELLS)
 def test_devices(cell, type, capability, multiprocessors, shared):
-    host.set_device(capability, multiprocessors, shared)
-    try:
+    with device(capability, multiprocessors, shared):
         check_runs(
             Case(cell, T=3, B=3, I=4, H=20, D=2), TYPES[type], {"planned": running("random 1")}
         )
-    finally:
-        host.set_device(0, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -204,30 +324,26 @@ def test_small_layers(tier, kind, type):
     # Multiples of 8 are what the mma tier copies asynchronously.
     H = 24 if tier == "mma" else 5
     c = case(kind, I=2, H=H, D=2, batch_sizes=(5, 4, 4, 1))
-    host.set_device(80, 6, 0)
-    try:
-        results = []
-        for schedule in ("greedy", "random 1"):
-            with running(schedule, tier):
-                arguments = c.arguments(TYPES[type])
-                results.append(gradients(lambda *t: c.call(functional, *t), arguments))
+    # The mma tier's one block, and where that has too little shared memory, three.
+    for shared in (0, 6 << 10) if tier == "mma" else (0,):
+        with device(80, 6, shared):
+            results = []
+            for schedule in ("greedy", "random 1"):
+                with running(schedule, tier):
+                    arguments = c.arguments(TYPES[type])
+                    results.append(gradients(lambda *t: c.call(functional, *t), arguments))
         for name, value in results[0].items():
             assert torch.equal(value, results[1][name]) and value.isfinite().all()
-    finally:
-        host.set_device(0, 0, 0)
 
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_mma_of_several_blocks(cell):
     """Where one block's shared memory is too small for W_hh, blocks exchange h."""
     c = Case(cell, I=2, H=48, batch_sizes=(5, 4, 4, 1))
-    host.set_device(80, 6, 8 << 10)
-    try:
+    with device(80, 6, 8 << 10):
         host.take_counts()
         check_schedules(c, "bf16", "mma")
         assert host.take_counts()[1] > 0
-    finally:
-        host.set_device(0, 0, 0)
 
 
 def test_nan_stays_in_its_row():

@@ -8,6 +8,7 @@ and they compile, as torch's do not (its LSTM has no gradient then). So the sett
 from __future__ import annotations
 
 import functools
+import warnings
 
 from seqkern.imports import after_import
 
@@ -18,7 +19,14 @@ def accept(layers: type) -> None:
     """Lets Dynamo trace instances of the class, whatever they are besides."""
 
     def install(builder):
-        original = builder.VariableBuilder.wrap_module
+        original = getattr(builder.VariableBuilder, "wrap_module", None)
+        if original is None:  # a private name: without it only the graphs suffer
+            warnings.warn(
+                "seqkern does not know this version of Dynamo: torch.compile breaks the graph at its layers "
+                "unless torch._dynamo.config.allow_rnn is set",
+                stacklevel=2,
+            )
+            return
 
         @functools.wraps(original)
         def wrap_module(self, value):

@@ -6,6 +6,8 @@ must not make another one.
 
 from __future__ import annotations
 
+import types
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_s
 from torch.utils._pytree import tree_leaves
 
 import seqkern
+from seqkern import dynamo
 
 LAYERS = [
     ("LSTM", {"num_layers": 2, "bidirectional": True, "proj_size": 2}),
@@ -179,3 +182,11 @@ def test_lengths_without_fullgraph():
     x, lengths = torch.randn(5, 2, 3), torch.tensor([2, 4])
     torch.testing.assert_close(function(x, lengths=lengths), module(x, lengths=lengths))
     assert graphs() == 1
+
+
+def test_an_unknown_dynamo_is_left_as_it_is(monkeypatch):
+    builder = types.SimpleNamespace(VariableBuilder=type("VariableBuilder", (), {}))
+    monkeypatch.setattr(dynamo, "after_import", lambda names, call, once: call(builder))
+    with pytest.warns(UserWarning, match="does not know this version of Dynamo"):
+        dynamo.accept(nn.RNNBase)
+    assert not hasattr(builder.VariableBuilder, "wrap_module")

@@ -34,7 +34,10 @@ class Layout(NamedTuple):
     def unpack(self, rows: Tensor, padded: Tensor) -> Tensor:
         """[R, W] -> [T, B, W] or [B, T, W] as padded has it, zero at the padding."""
         first, second, _ = padded.shape
-        flat = rows.new_zeros(first * second, rows.size(1)).index_copy_(0, self.source, rows)
+        flat = rows.new_zeros(first * second, rows.size(1))
+        # In place saves a copy of the zeros; vmap has no rule for it.
+        copy = flat.index_copy_ if known(rows) else flat.index_copy
+        flat = copy(0, self.source, rows)
         return flat.unflatten(0, (first, second))
 
     def sort(self, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -162,7 +162,7 @@ class _Layers(nn.RNNBase):
 
     def _run(self, input, batch_sizes, states, weights):
         """The layers one after the other, on time-major input and sorted states [L*D, B, ...]."""
-        if _needs_torch(weights[0]):
+        if _needs_torch(weights[0]) or not isinstance(input, Tensor):
             output, *states = self._run_torch(input, batch_sizes, states, weights)
             return output, tuple(states)
         cell = _CELLS[self.mode]
@@ -286,7 +286,8 @@ def _node(module: nn.Module, input: Proxy, hx, lengths=None) -> Proxy:
 
 def _needs_torch(weight: Tensor) -> bool:
     """Whether torch's own functions have to run: torch.jit.trace records what others can load, and
-    torch's per-sample gradients know no other functions."""
+    torch's per-sample gradients know no other functions. (Nor do objects in a tensor's place, with a
+    __torch_function__ of their own.)"""
     return type(weight) is ExpandedWeight or _tracing_state() is not None
 
 
@@ -541,7 +542,7 @@ class _Cell(nn.RNNCellBase):
             states = self._zeros(input)
         weights = self._weights()
         # torch takes cells without units; the kernels have nothing to do for them.
-        if _needs_torch(weights[0]) or self.hidden_size == 0:
+        if _needs_torch(weights[0]) or self.hidden_size == 0 or not isinstance(input, Tensor):
             return torch_function(input, states if len(states) == 2 else states[0], *weights)
         try:
             return function(input, *states, *weights)

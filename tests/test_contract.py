@@ -55,6 +55,39 @@ def other(module):
 # ---- Calls ----
 
 
+class InPlaceOfATensor:
+    """Not a Tensor: it has one, and a __torch_function__ that lets it pass for one."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+    def __getattr__(self, name):
+        value = getattr(self.tensor, name)
+        if not callable(value) or isinstance(value, torch.device):
+            return value
+        return lambda *args, **kwargs: tree_map(
+            lambda r: type(self)(r) if isinstance(r, torch.Tensor) else r, value(*args, **kwargs)
+        )
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        args = tree_map(lambda a: a.tensor if isinstance(a, cls) else a, args)
+        return function(*args, **(kwargs or {}))
+
+
+@row()
+def object_in_place_of_a_tensor(C):
+    m = C(3, 4)
+    return m(InPlaceOfATensor(_x(m)))
+
+
+@row()
+def object_in_place_of_a_tensor_without_grad(C):
+    m = C(3, 4)
+    with torch.no_grad():
+        return m(InPlaceOfATensor(_x(m)))
+
+
 @row(*LAYERS)
 def flat_weights_set_by_hand(C):
     m = C(3, 4, 2, bidirectional=True)

@@ -27,7 +27,7 @@ def test_reference_has_the_same_signatures():
 
 
 def examples():
-    for module in (functional, modules):
+    for module in (functional, modules, reference):
         for name in module.__all__:
             yield pytest.param(getattr(module, name), id=f"{module.__name__}.{name}")
 
@@ -36,17 +36,12 @@ def examples():
 def test_examples_in_docstrings(documented):
     """Each public function and class has an example that runs, with the shapes it names."""
     code = textwrap.dedent(re.search(r"Example::\n\n(.*)", documented.__doc__, re.DOTALL)[1])
-    scope = {**vars(functional), "torch": torch, "seqkern": seqkern}
+    scope = {**vars(functional), "torch": torch, "seqkern": seqkern, "reference": reference}
     exec(code, scope)  # noqa: S102
     for expression, shapes in re.findall(r"^(.*\.shape)  # (.*)$", code, re.MULTILINE):
         found = eval(expression, scope)
         found = list(found) if isinstance(found, tuple) and isinstance(found[0], tuple) else [found]
         assert str([list(shape) for shape in found])[1:-1] == shapes
-
-
-def test_example_of_the_reference():
-    code = textwrap.dedent(re.search(r"Example::\n\n(.*)", reference.__doc__, re.DOTALL)[1])
-    exec(code, {"torch": torch, "reference": reference})  # noqa: S102
 
 
 @pytest.mark.parametrize("cell", CELLS)

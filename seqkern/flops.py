@@ -14,24 +14,10 @@ def _forward(input, batch_sizes, h_0, c_0, params, *rest, out_shape=None) -> int
     return 2 * _rows(input, batch_sizes) * _weights(params)
 
 
-def _backward(
-    grad_output,
-    grad_h_n,
-    grad_c_n,
-    input,
-    batch_sizes,
-    h_0,
-    c_0,
-    params,
-    output,
-    gates,
-    cells,
-    needs_input_grad,
-    needs_params_grad,
-    *rest,
-    out_shape=None,
-) -> int:
+def _backward(*arguments, out_shape=None) -> int:
     """The gradients of the states; of the weights; of the input, by the w_ih of the directions."""
+    input, batch_sizes, h_0, _, params = arguments[3:8]
+    needs_input_grad, needs_params_grad = arguments[11:13]
     inputs = sum(p[0] * p[1] for p in params[:: len(params) // h_0[0]])
     weights = _weights(params)
     wanted = weights - inputs + needs_input_grad * inputs + needs_params_grad * weights

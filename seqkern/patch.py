@@ -123,6 +123,8 @@ class _Type(metaclass=_AnswersAsTorch):
 
 def _answer_as_torch(undo: contextlib.ExitStack, module) -> None:
     """Quantization chooses by ``type(module)``, which it asks in dozens of places and functions that
-    programs have imported long ago. A global of that name comes before the builtin."""
-    module.type = _Type
-    undo.callback(vars(module).pop, "type", None)
+    programs have imported long ago. A global of that name comes before the builtin; a module that has
+    one of its own keeps it."""
+    if "type" not in vars(module):
+        module.type = _Type
+        undo.callback(vars(module).pop, "type", None)

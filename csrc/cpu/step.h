@@ -36,10 +36,10 @@ SEQKERN_INLINE Vec<T> fold_all(const Vec<T>* v, int64_t stride) {
 }
 
 // Weight rows and batch rows whose products are summed at once, in registers: 24 sums, 6 vectors of
-// x and a weight with 32 of them; 12, 3 and 1 with 16.
+// x and a weight with 32 of them; 12, 3 and 1 with 16; without FMA a product needs a register too.
 template <class T>
 inline constexpr int kStepWeights = Simd<T>::kLanes < 4 ? Simd<T>::kLanes : 4;
-inline constexpr int kStepTile = kVectorBytes == 64 ? 6 : 3;
+inline constexpr int kStepTile = kVectorBytes == 64 ? 6 : kVectorBytes == 32 ? 3 : 2;
 
 // sum[r][b] += the products, lane by lane, of w[r] [k] with row b of a [Rows, k].
 template <class T, int Rows>

@@ -116,7 +116,7 @@ def draw(found: dict[str, float], common: float, options) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options_parser = program.parser("improve_next_word", __doc__, 300, 200)
+    options_parser = program.parser("improve_next_word", __doc__, 240, 200)
     add = options_parser.add_argument
     for switch in SWITCHES:
         add(f"--{switch}", dest="switches", action="append_const", const=switch, default=[])
@@ -147,7 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
         converse(best, words, sampling, options.seed)
     common = frequency_perplexity(words)
     draw(found, common, options)
-    margins = [program.Margin("least perplexity", least, "frequencies alone", common, 10, True)]
+    margins = [program.Margin("plain", plain, "frequencies alone", common, 20, lower=True)]
     for name, by in (("more-data", 40), ("regularised", 10), ("bidirectional", 20)):
         if name in found:
             margins.append(program.Margin(name, found[name], "plain", plain, by, lower=True))

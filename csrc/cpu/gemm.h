@@ -258,4 +258,28 @@ void gemm(const GemmArgs<T>& g, T* scratch, int index, int count) {
   }
 }
 
+// to [n] += the sums of a's columns, a [rows, n]. Sums of 8 and of 64 on the way keep the error of
+// long ones down.
+template <class T>
+void add_columns(const T* a, int64_t lda, int64_t rows, int64_t n, T* to) {
+  constexpr int kLanes = Simd<T>::kLanes;
+  for (int64_t j = 0; j < n; j += kLanes) {
+    const int64_t lanes = n - j < kLanes ? n - j : kLanes;
+    const auto row = [&](int64_t i) {
+      return lanes == kLanes ? load<T>(a + i * lda + j) : load<T>(a + i * lda + j, lanes);
+    };
+    Vec<T> total{};
+    for (int64_t i = 0; i < rows;) {
+      Vec<T> block{};
+      for (const int64_t end = i + 64 < rows ? i + 64 : rows; i < end;) {
+        Vec<T> sum{};
+        for (const int64_t last = i + 8 < end ? i + 8 : end; i < last; ++i) sum += row(i);
+        block += sum;
+      }
+      total += block;
+    }
+    store<T>(to + j, load<T>(to + j, lanes) + total, lanes);
+  }
+}
+
 }  // namespace seqkern::cpu::SEQKERN_CAPABILITY

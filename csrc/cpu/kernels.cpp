@@ -31,6 +31,7 @@ constexpr LayerKernels<T> layer_kernels() {
       gemm_scratch_size<T>,
       gemm_pack<T>,
       gemm<T>,
+      add_columns<T>,
       kStepRows,
       {unit_vectors(Lstm::kGates) * Simd<T>::kLanes, unit_vectors(Gru::kGates) * Simd<T>::kLanes,
        unit_vectors(RnnTanh::kGates) * Simd<T>::kLanes,

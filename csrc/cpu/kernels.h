@@ -141,6 +141,8 @@ struct LayerKernels {
   void (*gemm_pack)(const T* b, int64_t row_stride, int64_t column_stride, int64_t k, int64_t n,
                     T* packed, int index, int count);
   void (*gemm)(const GemmArgs<T>&, T* scratch, int index, int count);
+  // to [n] += the sums of the columns of a [rows, n].
+  void (*add_columns)(const T* a, int64_t lda, int64_t rows, int64_t n, T* to);
 
   // Rows up to which `step` is faster than two large products and the gates.
   int64_t step_rows;

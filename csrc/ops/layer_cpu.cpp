@@ -1,5 +1,6 @@
 #include "ops/layer_cpu.h"
 
+#include <ATen/EmptyTensor.h>
 #include <ATen/Functions.h>
 #include <ATen/Parallel.h>
 
@@ -12,11 +13,10 @@
 
 #include "cpu/capability.h"
 #include "cpu/kernels.h"
-#include "cpu/parallel.h"
 #include "cpu/plan.h"
 #include "ops/chunks.h"
-#include "ops/products_cpu.h"
 #include "ops/step_cpu.h"
+#include "ops/team_cpu.h"
 
 namespace seqkern::ops {
 
@@ -49,7 +49,8 @@ class ForkGuard {
 // each page is paid for: pages of 2 MiB, where the system gives them on request, cost less than 512
 // small ones.
 Tensor empty_pages(at::IntArrayRef sizes, const at::TensorOptions& options) {
-  Tensor tensor = at::empty(sizes, options);
+  // Past the dispatcher: a small layer's buffers would take longer there than to fill.
+  Tensor tensor = at::detail::empty_cpu(sizes, options);
 #if defined(__linux__)
   constexpr uintptr_t kPage = 1 << 21;
   const auto data = reinterpret_cast<uintptr_t>(tensor.data_ptr());
@@ -82,7 +83,8 @@ const T* input_data(const Tensor& tensor, int64_t first = 0) {
   return tensor.defined() ? tensor.const_data_ptr<T>() + first : nullptr;
 }
 
-// What forward and backward have in common: the type of the arithmetic, the plan, the chunks.
+// What forward and backward have in common: the type of the arithmetic, the plan, the chunks, the
+// team of threads.
 template <typename T>
 struct Run {
   const Layer& s;
@@ -90,7 +92,6 @@ struct Run {
   at::TensorOptions storage, compute;
   cpu::Plan plan;
   Chunks chunks;
-  Products<T> multiply;
   ForkGuard guard;
 
   Run(const Layer& layer, const at::TensorOptions& options, int width, int panel_units,
@@ -109,33 +110,81 @@ struct Run {
                              .element_size = sizeof(T),
                              .min_chunk_rows = min_chunk_rows},
                             at::get_num_threads())),
-        chunks(s, plan.chunk_rows),
-        multiply(kernels, compute) {}
+        chunks(s, plan.chunk_rows) {}
 
   bool converts() const { return storage.dtype() != compute.dtype(); }
-  Tensor empty(at::IntArrayRef sizes) const { return empty_pages(sizes, compute); }
+
   // In the arithmetic's type, contiguous; the tensor itself where it is so already.
-  Tensor in_compute(const Tensor& tensor) const { return tensor.to(compute.dtype()).contiguous(); }
+  Tensor in_compute(const Tensor& tensor) const {
+    if (tensor.dtype() == compute.dtype() && tensor.is_contiguous()) return tensor;
+    return tensor.to(compute.dtype()).contiguous();
+  }
+  Tensor stored(const Tensor& tensor) const {
+    return converts() ? tensor.to(storage.dtype()) : tensor;
+  }
+  // Without values.
+  Tensor empty(at::IntArrayRef sizes) const { return empty_pages(sizes, compute); }
+  Tensor absent() const { return empty_pages({0}, storage); }
+  // Memory for n elements that lives as long as the run.
+  T* scratch(int64_t n) {
+    held_.push_back(empty({n}));
+    return held_.back().template mutable_data_ptr<T>();
+  }
+  // A tensor in the arithmetic's type, as memory that lives as long as the run.
+  const T* read(const Tensor& tensor) {
+    held_.push_back(in_compute(tensor));
+    return held_.back().template const_data_ptr<T>();
+  }
+  // A right factor of products with left factors of `rows` rows.
+  Factor<T> factor(Matrix<const T> b, int64_t rows) {
+    const bool pack = rows > Factor<T>::kFewRows;
+    return {b, pack ? scratch(kernels.gemm_packed_size(b.rows, b.columns)) : nullptr};
+  }
 
   cpu::Steps steps(const Chunk& c, int64_t d) const {
     return {s.offsets.data(), s.T, c.begin, c.end, d == 1};
   }
 
-  // One parallel region: work(direction, worker) by every thread of the direction's team.
+  // work(direction, worker) by every thread of each direction's team.
   template <typename F>
-  void region(F&& work) {
-    cpu::Barrier barriers[2];
-    cpu::parallel(plan.threads, [&](int index, int count) {
+  void directions(const Team<T>& team, F&& work) {
+    team.all(plan.threads, [&](int index, int count) {
+      count = std::min(count, plan.threads);
+      if (index >= count) return;
       if (s.D == 2 && count >= 2) {
-        const int d = index % 2, team = (count + 1 - d) / 2;
-        work(d, cpu::Worker{index / 2, team, plan.split_rows, &barriers[d]});
+        const int d = index % 2, members = (count + 1 - d) / 2;
+        work(d, cpu::Worker{index / 2, members, plan.split_rows, &barriers_[d]});
       } else {
         for (int64_t d = 0; d < s.D; ++d) {
-          work(d, cpu::Worker{index, count, plan.split_rows, &barriers[d]});
+          work(d, cpu::Worker{index, count, plan.split_rows, &barriers_[d]});
         }
       }
     });
   }
+
+  // pass(team), in one parallel region for all of it: one for each phase of a chunk, a dozen, took
+  // a tenth of a small layer's time. With a region for each phase where the time loop has one
+  // thread, or fewer than the products want, as the others would spin meanwhile; and where values
+  // are converted, which ATen does with threads of its own.
+  template <typename F>
+  void execute(F&& pass) {
+    const int available = at::get_num_threads();
+    T* const scratches = scratch(available * kernels.gemm_scratch_size());
+    const int wanted =
+        cpu::product_threads(chunks.max_rows(), s.info.gates * s.H, std::max(s.I, s.K), available);
+    if (converts() || plan.threads == 1 || plan.threads < wanted) {
+      pass(Team<T>(kernels, scratches));
+      return;
+    }
+    cpu::Barrier barrier;
+    cpu::parallel(plan.threads, [&](int index, int count) {
+      pass(Team<T>(kernels, scratches, index, count, &barrier));
+    });
+  }
+
+ private:
+  std::vector<Tensor> held_;
+  cpu::Barrier barriers_[2];
 };
 
 // Copies rows [0, n) of width elements.
@@ -159,20 +208,18 @@ Rows rows_starting(const Layer& s, int64_t d, int64_t t) { return rows_ending(s,
 // [G + 1, H]: what the kernels add outside the products, and in the last row what belongs inside
 // the last gate's (the GRU's b_hn, which the reset gate multiplies).
 template <typename T>
-Tensor pack_bias(const Run<T>& run, const Direction& direction) {
+T* pack_bias(Run<T>& run, const Direction& direction) {
   const Layer& s = run.s;
   const int64_t H = s.H, G = s.info.gates;
-  Tensor packed = run.empty({G + 1, H});
-  T* bias = data<T>(packed);
+  T* const bias = run.scratch((G + 1) * H);
   std::fill_n(bias, (G + 1) * H, T(0));
   if (s.bias) {
-    const Tensor b_ih = run.in_compute(direction.b_ih), b_hh = run.in_compute(direction.b_hh);
-    const T *in = input_data<T>(b_ih), *rec = input_data<T>(b_hh);
+    const T *in = run.read(direction.b_ih), *rec = run.read(direction.b_hh);
     const int64_t outside = (s.info.recurrent_bias ? G - 1 : G) * H;
     for (int64_t i = 0; i < G * H; ++i) bias[i] = i < outside ? in[i] + rec[i] : in[i];
     for (int64_t i = outside; i < G * H; ++i) bias[i + H] = rec[i];
   }
-  return packed;
+  return bias;
 }
 
 template <typename T>
@@ -184,15 +231,15 @@ ForwardResult forward(const Layer& s, const Tensor& input, const Tensor& h_0, co
   const int64_t H = s.H, K = s.K, G = s.info.gates, S = s.info.saved;
   Run<T> run(s, input.options(), static_cast<int>(G), table.panel_units[cell], kForwardChunkRows);
 
-  const Tensor x = run.in_compute(input).view({s.R, s.I});
-  const Tensor h0 = run.in_compute(h_0);
+  const Matrix<const T> x{run.read(input), s.R, s.I, s.I};
+  const T* const h0 = run.read(h_0);
   Tensor output = run.empty({s.R, s.D * K});
   Tensor h_n = run.empty({s.D, s.B, K});
   // The running cell state, which ends as c_n.
   Tensor c, cells, gates;
   if (s.info.has_cell_state) {
     c = run.empty({s.D, s.B, H});
-    c.copy_(c_0);
+    std::copy_n(run.read(c_0), c.numel(), data<T>(c));
     if (save != Save::None) cells = run.empty({s.D, s.R, H});
   }
   if (save_gates) gates = empty_pages({s.D, s.R, S * H}, run.storage);
@@ -200,83 +247,101 @@ ForwardResult forward(const Layer& s, const Tensor& input, const Tensor& h_0, co
   // Gates that need no conversion are computed where they are saved, input product included.
   const bool in_place = save_gates && S >= G && !run.converts();
   const int64_t width = save_gates ? std::max(G, S) * H : G * H;
+  const int64_t most = run.chunks.max_rows();
   struct PerDirection {
-    Factor from_x;
-    Tensor w_hh, w_hr, packed_hh, packed_hr, bias, scratch, hidden, product;
+    Factor<T> from_x, from_h;
+    const T *w_hh, *w_hr = nullptr;
+    T *packed_hh = nullptr, *packed_hr = nullptr, *bias, *hidden = nullptr, *product = nullptr;
+    Tensor scratch;
   };
   std::vector<PerDirection> dirs(s.D);
   for (int64_t d = 0; d < s.D; ++d) {
     PerDirection& dir = dirs[d];
-    dir.from_x.b = run.in_compute(s.directions[d].w_ih).t();
-    dir.w_hh = run.in_compute(s.directions[d].w_hh);
-    dir.bias = pack_bias(run, s.directions[d]);
-    if (!in_place) dir.scratch = run.empty({run.chunks.max_rows(), width});
+    const Direction& params = s.directions[d];
+    const Matrix<const T> w_ih{run.read(params.w_ih), G * H, s.I, s.I};
+    dir.from_x = run.factor(w_ih.transposed(), most);
+    dir.w_hh = run.read(params.w_hh);
+    dir.bias = pack_bias(run, params);
+    if (!in_place) dir.scratch = run.empty({most, width});
     if (s.T == 1) {
       // Packing would take longer than the product: let it be one of the large ones.
-      dir.product = run.empty({s.B, G * H});
-      run.multiply(dir.product, h0[d], dir.w_hh.t());
+      dir.product = run.scratch(s.B * G * H);
+      dir.from_h = run.factor(Matrix<const T>{dir.w_hh, G * H, K, K}.transposed(), s.B);
     } else {
-      dir.packed_hh = run.empty({table.packed_gates_size(G, H, K)});
+      dir.packed_hh = run.scratch(table.packed_gates_size(G, H, K));
     }
     if (s.projection) {
-      dir.w_hr = run.in_compute(s.directions[d].w_hr);
-      dir.packed_hr = run.empty({table.packed_gates_size(1, K, H)});
-      dir.hidden = run.empty({s.B, H});
+      dir.w_hr = run.read(params.w_hr);
+      dir.packed_hr = run.scratch(table.packed_gates_size(1, K, H));
+      dir.hidden = run.scratch(s.B * H);
     }
   }
+  // The first row of a chunk's activations.
+  const auto base = [&](int64_t d, const Chunk& chunk) {
+    return in_place ? data<T>(gates, (d * s.R + chunk.row) * width) : data<T>(dirs[d].scratch);
+  };
 
-  for (int64_t i = 0; i < run.chunks.size(); ++i) {
-    cpu::ForwardArgs<T> args[2];
-    for (int64_t d = 0; d < s.D; ++d) {
-      PerDirection& dir = dirs[d];
-      const auto chunk = run.chunks.at(i, d == 1);
-      const Tensor base = in_place ? gates[d].narrow(0, chunk.row, chunk.rows)
-                                   : dir.scratch.narrow(0, 0, chunk.rows);
-      const Tensor product = base.narrow(1, 0, G * H), rows = x.narrow(0, chunk.row, chunk.rows);
-      run.multiply(product, rows, dir.from_x);
-      args[d] = {
-          .steps = run.steps(chunk, d),
-          .H = H,
-          .K = K,
-          .x = data<T>(base),
-          .ldx = width,
-          .product = data<T>(dir.product),
-          .bias = data<T>(dir.bias),
-          .w_hh = data<T>(dir.packed_hh),
-          .w_hr = data<T>(dir.packed_hr),
-          .h_0 = input_data<T>(h0, d * s.B * K),
-          .output = data<T>(output, d * K),
-          .ldo = s.D * K,
-          .c = data<T>(c, d * s.B * H),
-          .gates = save_gates && S > 0 ? data<T>(base) : nullptr,
-          .cells = data<T>(cells, (d * s.R + chunk.row) * H),
-          .hidden = data<T>(dir.hidden),
-      };
-    }
-    run.region([&](int64_t d, const cpu::Worker& worker) {
-      if (i == 0) {
-        // Units are dealt to threads as the steps will read them; a team that splits the batch
-        // reads all of them, so that it must wait for one another here.
-        const PerDirection& dir = dirs[d];
-        if (dir.packed_hh.defined()) {
-          table.pack_gates(input_data<T>(dir.w_hh), K, G, H, K, data<T>(dir.packed_hh),
-                           worker.index, worker.count);
-        }
-        if (s.projection) {
-          table.pack_gates(input_data<T>(dir.w_hr), H, 1, K, H, data<T>(dir.packed_hr),
-                           worker.index, worker.count);
-        }
-        worker.barrier->wait(worker.count);
+  run.execute([&](const Team<T>& team) {
+    // Units are dealt to threads as the steps will read them.
+    run.directions(team, [&](int64_t d, const cpu::Worker& worker) {
+      const PerDirection& dir = dirs[d];
+      if (dir.packed_hh) {
+        table.pack_gates(dir.w_hh, K, G, H, K, dir.packed_hh, worker.index, worker.count);
       }
-      table.forward[cell](args[d], worker);
+      if (s.projection) {
+        table.pack_gates(dir.w_hr, H, 1, K, H, dir.packed_hr, worker.index, worker.count);
+      }
     });
-    if (save_gates && S > 0 && !in_place) {
-      for (int64_t d = 0; d < s.D; ++d) {
-        const auto chunk = run.chunks.at(i, d == 1);
-        gates[d].narrow(0, chunk.row, chunk.rows).copy_(dirs[d].scratch.narrow(0, 0, chunk.rows));
-      }
+    for (PerDirection& dir : dirs) {
+      team.pack(dir.from_x);
+      if (dir.product) team.pack(dir.from_h);
     }
-  }
+    team.wait();
+    for (int64_t i = 0; i < run.chunks.size(); ++i) {
+      cpu::ForwardArgs<T> args[2];
+      for (int64_t d = 0; d < s.D; ++d) {
+        PerDirection& dir = dirs[d];
+        const auto chunk = run.chunks.at(i, d == 1);
+        T* const first = base(d, chunk);
+        team.multiply({first, chunk.rows, G * H, width}, x.from_row(chunk.row, chunk.rows),
+                      dir.from_x);
+        if (dir.product) {
+          team.multiply({dir.product, s.B, G * H, G * H}, {h0 + d * s.B * K, s.B, K, K},
+                        dir.from_h);
+        }
+        args[d] = {
+            .steps = run.steps(chunk, d),
+            .H = H,
+            .K = K,
+            .x = first,
+            .ldx = width,
+            .product = dir.product,
+            .bias = dir.bias,
+            .w_hh = dir.packed_hh,
+            .w_hr = dir.packed_hr,
+            .h_0 = h0 + d * s.B * K,
+            .output = data<T>(output, d * K),
+            .ldo = s.D * K,
+            .c = data<T>(c, d * s.B * H),
+            .gates = save_gates && S > 0 ? first : nullptr,
+            .cells = data<T>(cells, (d * s.R + chunk.row) * H),
+            .hidden = dir.hidden,
+        };
+      }
+      team.wait();
+      run.directions(team, [&](int64_t d, const cpu::Worker& worker) {
+        table.forward[cell](args[d], worker);
+      });
+      if (save_gates && S > 0 && !in_place) {
+        for (int64_t d = 0; d < s.D; ++d) {
+          const auto chunk = run.chunks.at(i, d == 1);
+          gates[d].narrow(0, chunk.row, chunk.rows).copy_(dirs[d].scratch.narrow(0, 0, chunk.rows));
+        }
+      }
+      // Without it the next product would be made where others still read this one's.
+      if (i + 1 < run.chunks.size()) team.wait();
+    }
+  });
 
   for (int64_t d = 0; d < s.D; ++d) {
     for (int64_t t = 0; t < s.T; ++t) {
@@ -287,33 +352,48 @@ ForwardResult forward(const Layer& s, const Tensor& input, const Tensor& h_0, co
     }
   }
 
-  const auto stored = [&](const Tensor& t) { return t.to(run.storage.dtype()); };
   // Each absent result is a tensor of its own: outputs of an operator may not alias.
-  return {stored(output).view(s.sequence_sizes(s.D * K)), stored(h_n),
-          c.defined() ? stored(c) : at::empty({0}, run.storage),
-          gates.defined() ? gates : at::empty({0}, run.storage),
-          cells.defined() ? cells : at::empty({0}, run.compute)};
+  return {run.stored(output).view(s.sequence_sizes(s.D * K)), run.stored(h_n),
+          c.defined() ? run.stored(c) : run.absent(), gates.defined() ? gates : run.absent(),
+          cells.defined() ? cells : empty_pages({0}, run.compute)};
 }
 
-// out = a^T b or out += a^T b, a sum over all rows of a chunk. One running sum per element over so
-// many terms rounds worse than torch.nn's sum of one product a step, so that a small result, which
-// costs little to add to, is made of short sums. (A large one, read and written each time, would
-// cost more.) With one column on either side ATen's sum is pairwise.
+// A sum of n products whose error grows with log n.
 template <typename T>
-void multiply_over_rows(Run<T>& run, const Tensor& out, const Tensor& a, const Tensor& b,
+T pairwise_dot(const T* a, int64_t a_stride, const T* b, int64_t b_stride, int64_t n) {
+  if (n > 8) {
+    const int64_t half = n / 2;
+    return pairwise_dot(a, a_stride, b, b_stride, half) +
+           pairwise_dot(a + half * a_stride, a_stride, b + half * b_stride, b_stride, n - half);
+  }
+  T sum = 0;
+  for (int64_t i = 0; i < n; ++i) sum += a[i * a_stride] * b[i * b_stride];
+  return sum;
+}
+
+// out = a^T b or out += a^T b, a sum over all rows of a chunk; b is the right factor. One running
+// sum per element over so many terms rounds worse than torch.nn's sum of one product a step, so
+// that a small result, which costs little to add to, is made of short sums. (A large one, read and
+// written each time, would cost more.) With one column on either side torch's own sum is better
+// still.
+template <typename T>
+void multiply_over_rows(const Team<T>& team, Matrix<T> out, Matrix<const T> a, Factor<T>& factor,
                         bool add) {
-  if (a.size(1) == 1 || b.size(1) == 1) {
-    const Tensor sum = at::sum(at::mul(a, b), 0).view(out.sizes());
-    Tensor to = out;
-    if (add) {
-      to.add_(sum);
-    } else {
-      to.copy_(sum);
-    }
+  if (out.rows == 1 || out.columns == 1) {
+    const Matrix<const T>& b = factor.b;
+    team.each(out.rows * out.columns, [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n) {
+        const int64_t i = n / out.columns, j = n % out.columns;
+        T& to = out.data[i * out.row_stride + j];
+        const T sum = pairwise_dot(a.data + i * a.column_stride, a.row_stride,
+                                   b.data + j * b.column_stride, b.row_stride, a.rows);
+        to = add ? to + sum : sum;
+      }
+    });
     return;
   }
   constexpr int64_t kSmall = 1 << 15, kShort = 64;
-  run.multiply(out, a.t(), b, add, out.numel() <= kSmall ? kShort : 0);
+  team.multiply(out, a.transposed(), factor, add, out.rows * out.columns <= kSmall ? kShort : 0);
 }
 
 template <typename T>
@@ -330,17 +410,19 @@ BackwardResult backward(const Layer& s, const BackwardInputs& in) {
   const bool recompute = S > 0 && in.gates.dim() == 1;
   // Where each gate is a function of one sum, both products go into the gates' own place.
   const bool in_place = S == G && !info.recurrent_bias;
+  const bool params = in.needs_params_grad;
 
-  const Tensor x = run.in_compute(in.input).view({s.R, s.I});
-  const Tensor h0 = run.in_compute(in.h_0), grad_h_n = run.in_compute(in.grad_h_n);
-  const Tensor output = run.in_compute(in.output), grad_output = run.in_compute(in.grad_output);
-  const Tensor output_rows = output.view({s.R, s.D * K});
-  Tensor c0, cells, grad_state, step_grad_h, step_grad_c;
+  const Matrix<const T> x{run.read(in.input), s.R, s.I, s.I};
+  const Matrix<const T> output{run.read(in.output), s.R, s.D * K, s.D * K};
+  const T *const h0 = run.read(in.h_0), *const grad_h_n = run.read(in.grad_h_n);
+  const T* const grad_output = run.read(in.grad_output);
+  const T *c0 = nullptr, *cells = nullptr;
+  Tensor grad_state, step_grad_h, step_grad_c;
   if (info.has_cell_state) {
-    c0 = run.in_compute(in.c_0);
-    cells = in.cells.contiguous();
+    c0 = run.read(in.c_0);
+    cells = run.read(in.cells);
     grad_state = run.empty({s.D, s.B, H});
-    grad_state.copy_(in.grad_c_n);
+    std::copy_n(run.read(in.grad_c_n), grad_state.numel(), data<T>(grad_state));
   } else if (info.carries_grad_h) {
     grad_state = at::zeros({s.D, s.B, H}, run.compute);
   }
@@ -353,243 +435,313 @@ BackwardResult backward(const Layer& s, const BackwardInputs& in) {
   if (in.needs_input_grad) {
     grad_x = s.D == 1 ? run.empty({s.R, s.I}) : at::zeros({s.R, s.I}, run.compute);
   }
+  Tensor grad_h_0 = run.empty({s.D, s.B, K});
 
   struct PerDirection {
-    Tensor w_hh, w_hr, packed_hh, packed_hr;
-    Factor to_x, from_x, from_h;  // what makes grad_x; what the gates are made from again
-    Tensor gates;  // [rows, S*H]: made again, or converted from the type they are saved in
-    Tensor x, product, bias;  // what gates are made of again, unless they are where they will be
-    Tensor grad_gates;        // [rows, GG*H]
-    Tensor next, first;       // [B, GG*H]: of the step after the chunk, of each row's first step
-    Tensor grad_h, hidden, h_prev;
-    Tensor grad_w_ih, grad_w_hh, grad_b, grad_w_hr;
+    const T *w_hh, *w_hr = nullptr;
+    T *packed_hh = nullptr, *packed_hr = nullptr;
+    Factor<T> to_x, from_x, from_h;  // what makes grad_x; what the gates are made from again
+    Factor<T> to_h_0[2];             // what makes grad_h_0: W_hh's rows before and after rotation
+    Tensor gates;                    // [rows, S*H]: made again, or converted
+    T *x, *product, *bias;      // what gates are made of again, unless they are where they will be
+    T* grad_gates;              // [rows, GG*H]
+    T *next = nullptr, *first;  // [B, GG*H]: of the step after the chunk, of each row's first step
+    T *grad_h = nullptr, *hidden = nullptr, *h_prev = nullptr;
+    T *packed_x, *packed_h, *packed_hidden;  // a chunk's, as right factors
+    T* grad_b;
+    Tensor grad_w_ih, grad_w_hh, grad_w_hr;
   };
   std::vector<PerDirection> dirs(s.D);
   const int64_t most = run.chunks.max_rows();
   for (int64_t d = 0; d < s.D; ++d) {
     PerDirection& dir = dirs[d];
-    dir.to_x.b = run.in_compute(s.directions[d].w_ih);
-    dir.w_hh = run.in_compute(s.directions[d].w_hh);
-    if (s.T > 1) dir.packed_hh = run.empty({table.packed_rows_size(G * H, K)});
+    const Direction& weights = s.directions[d];
+    const Matrix<const T> w_ih{run.read(weights.w_ih), G * H, s.I, s.I};
+    dir.w_hh = run.read(weights.w_hh);
+    const Matrix<const T> w_hh{dir.w_hh, G * H, K, K};
+    if (in.needs_input_grad) dir.to_x = run.factor(w_ih, most);
+    dir.to_h_0[0] = run.factor(w_hh.from_row(rotation, head), s.B);
+    if (rotation > 0) dir.to_h_0[1] = run.factor(w_hh.from_row(0, rotation), s.B);
+    if (s.T > 1) dir.packed_hh = run.scratch(table.packed_rows_size(G * H, K));
     if (recompute) {
-      dir.from_x.b = dir.to_x.b.t();
-      dir.from_h.b = dir.w_hh.t();
-      dir.bias = pack_bias(run, s.directions[d]);
-      if (!in_place) {
-        dir.x = run.empty({most, G * H});
-        dir.product = run.empty({most, G * H});
-      }
+      dir.from_x = run.factor(w_ih.transposed(), most);
+      dir.from_h = run.factor(w_hh.transposed(), most);
+      dir.bias = pack_bias(run, weights);
     }
     if (recompute || (run.converts() && S > 0)) dir.gates = run.empty({most, S * H});
-    dir.grad_gates = run.empty({most, width});
-    if (run.chunks.size() > 1) dir.next = run.empty({s.B, width});
-    dir.first = run.empty({s.B, width});
+    dir.x = recompute && !in_place ? run.scratch(most * G * H) : data<T>(dir.gates);
+    dir.product = recompute && !in_place ? run.scratch(most * G * H) : nullptr;
+    dir.grad_gates = run.scratch(most * width);
+    if (run.chunks.size() > 1) dir.next = run.scratch(s.B * width);
+    dir.first = run.scratch(s.B * width);
     if (s.projection) {
-      dir.w_hr = run.in_compute(s.directions[d].w_hr);
-      dir.packed_hr = run.empty({table.packed_rows_size(K, H)});
-      dir.grad_h = run.empty({most, K});
-      dir.hidden = run.empty({most, H});
+      dir.w_hr = run.read(weights.w_hr);
+      dir.packed_hr = run.scratch(table.packed_rows_size(K, H));
+      dir.grad_h = run.scratch(most * K);
+      dir.hidden = run.scratch(most * H);
     }
     // Padded, the products read h_{t-1} where it lies, in the output.
-    if (s.ragged && (recompute || in.needs_params_grad)) dir.h_prev = run.empty({most, K});
-    if (in.needs_params_grad) {
+    if (s.ragged && (recompute || params)) dir.h_prev = run.scratch(most * K);
+    if (params) {
+      dir.packed_x = run.scratch(table.gemm_packed_size(most, s.I));
+      dir.packed_h = run.scratch(table.gemm_packed_size(most, K));
       dir.grad_w_ih = run.empty({G * H, s.I});
       dir.grad_w_hh = run.empty({G * H, K});
-      if (s.bias) dir.grad_b = at::zeros({width}, run.compute);
-      if (s.projection) dir.grad_w_hr = run.empty({K, H});
+      if (s.bias) {
+        dir.grad_b = run.scratch(width);
+        std::fill_n(dir.grad_b, width, T(0));
+      }
+      if (s.projection) {
+        dir.packed_hidden = run.scratch(table.gemm_packed_size(most, H));
+        dir.grad_w_hr = run.empty({K, H});
+      }
     }
   }
 
-  // Rows [row, row + n) of a chunk, whose steps begin with h.
+  // Rows [row, row + h.rows) of a chunk, whose steps begin with h.
   struct Beginning {
-    int64_t row, n;
-    Tensor h;  // [n, K]
+    int64_t row;
+    Matrix<const T> h;  // [n, K]
   };
-  const auto beginnings = [&](const Chunk& chunk, int64_t d) -> std::vector<Beginning> {
-    if (s.ragged) return {{0, chunk.rows, dirs[d].h_prev.narrow(0, 0, chunk.rows)}};
-    // The direction's first step begins with h_0, every other one with the step before it. The most
-    // rows come first: a factor is packed for them, and the few find it so.
-    std::vector<Beginning> found;
+  struct Beginnings {
+    Beginning found[2];
+    int count;
+  };
+  const auto beginnings = [&](const Chunk& chunk, int64_t d) -> Beginnings {
+    if (s.ragged) return {{{0, {dirs[d].h_prev, chunk.rows, K, K}}}, 1};
+    // The direction's first step begins with h_0, every other one with the step before it.
+    Beginnings all{{}, 0};
     const int64_t first = d == 0 ? 0 : s.T - 1;
     const bool begins = chunk.begin <= first && first < chunk.end;
     const int64_t from = chunk.begin + (begins && d == 0), n = chunk.end - chunk.begin - begins;
     if (n > 0) {
       const int64_t before = d == 0 ? from - 1 : from + 1;
-      found.push_back({from * s.B - chunk.row, n * s.B,
-                       output_rows.narrow(0, before * s.B, n * s.B).narrow(1, d * K, K)});
+      all.found[all.count++] = {from * s.B - chunk.row,
+                                output.from_row(before * s.B, n * s.B).from_column(d * K, K)};
     }
-    if (begins) found.push_back({first * s.B - chunk.row, s.B, h0[d]});
-    return found;
+    if (begins) {
+      all.found[all.count++] = {first * s.B - chunk.row, {h0 + d * s.B * K, s.B, K, K}};
+    }
+    return all;
+  };
+  // What each row's step began with, gathered: one product for the chunk, whatever starts in it.
+  const auto gather_h_prev = [&](int64_t d, const Chunk& chunk, int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      const int64_t before = d == 0 ? t - 1 : t + 1;
+      const int64_t n = s.rows(t);
+      const int64_t old = before < 0 || before >= s.T ? 0 : std::min(n, s.rows(before));
+      T* const to = dirs[d].h_prev + (s.offsets[t] - chunk.row) * K;
+      if (old > 0) {
+        copy_rows(to, K, output.data + s.offsets[before] * s.D * K + d * K, s.D * K, old, K);
+      }
+      copy_rows(to + old * K, K, h0 + (d * s.B + old) * K, K, n - old, K);
+    }
   };
 
-  for (int64_t i = 0; i < run.chunks.size(); ++i) {
-    cpu::BackwardArgs<T> args[2];
-    cpu::ActivateArgs<T> remade[2];
-    for (int64_t d = 0; d < s.D; ++d) {
-      PerDirection& dir = dirs[d];
-      const auto chunk = run.chunks.at(i, d == 0);
-      if (dir.h_prev.defined()) {
-        // What each row's step began with, gathered: one product for the chunk, whatever starts in
-        // it.
-        T* h_prev = data<T>(dir.h_prev);
-        for (int64_t t = chunk.begin; t < chunk.end; ++t) {
-          const int64_t before = d == 0 ? t - 1 : t + 1;
-          const int64_t n = s.rows(t);
-          const int64_t old = before < 0 || before >= s.T ? 0 : std::min(n, s.rows(before));
-          T* to = h_prev + (s.offsets[t] - chunk.row) * K;
-          if (old > 0) {
-            copy_rows(to, K, input_data<T>(output, s.offsets[before] * s.D * K + d * K), s.D * K,
-                      old, K);
-          }
-          copy_rows(to + old * K, K, input_data<T>(h0, (d * s.B + old) * K), K, n - old, K);
-        }
+  run.execute([&](const Team<T>& team) {
+    run.directions(team, [&](int64_t d, const cpu::Worker& worker) {
+      const PerDirection& dir = dirs[d];
+      if (dir.packed_hh) {
+        table.pack_rows(dir.w_hh, K, G * H, rotation, K, dir.packed_hh, worker.index, worker.count);
       }
-      const T* gates = nullptr;
-      if (recompute) {
-        const Tensor& from_x = in_place ? dir.gates : dir.x;
-        const Tensor& from_h = in_place ? dir.gates : dir.product;
-        run.multiply(from_x.narrow(0, 0, chunk.rows), x.narrow(0, chunk.row, chunk.rows),
-                     dir.from_x);
-        for (const Beginning& rows : beginnings(chunk, d)) {
-          run.multiply(from_h.narrow(0, rows.row, rows.n), rows.h, dir.from_h, in_place);
-        }
-        remade[d] = {H,
-                     chunk.rows,
-                     data<T>(from_x),
-                     data<T>(dir.product),
-                     data<T>(dir.bias),
-                     data<T>(dir.gates)};
-        gates = data<T>(dir.gates);
-      } else if (S > 0) {
-        const Tensor saved = in.gates[d].narrow(0, chunk.row, chunk.rows);
-        if (run.converts()) dir.gates.narrow(0, 0, chunk.rows).copy_(saved);
-        gates = run.converts() ? data<T>(dir.gates) : input_data<T>(saved);
+      if (s.projection) {
+        table.pack_rows(dir.w_hr, H, K, 0, H, dir.packed_hr, worker.index, worker.count);
       }
-      args[d] = {
-          .steps = run.steps(chunk, d),
-          .H = H,
-          .K = K,
-          .grad_output = input_data<T>(grad_output, d * K),
-          .output = input_data<T>(output, d * K),
-          .ldo = s.D * K,
-          .grad_h_n = input_data<T>(grad_h_n, d * s.B * K),
-          .gates = gates,
-          .cells = input_data<T>(cells, d * s.R * H),
-          .h_0 = input_data<T>(h0, d * s.B * K),
-          .c_0 = input_data<T>(c0, d * s.B * H),
-          .w_hh = data<T>(dir.packed_hh),
-          .w_hr = data<T>(dir.packed_hr),
-          .grad_state = data<T>(grad_state, d * s.B * H),
-          .grad_gates = data<T>(dir.grad_gates),
-          .grad_gates_next = data<T>(dir.next),
-          .grad_h = data<T>(dir.grad_h),
-          .hidden = data<T>(dir.hidden),
-          .step_grad_h = data<T>(step_grad_h, d * s.R * K),
-          .step_grad_c = data<T>(step_grad_c, d * s.R * H),
-      };
-    }
-    run.region([&](int64_t d, const cpu::Worker& worker) {
-      if (i == 0) {
-        const PerDirection& dir = dirs[d];
-        if (dir.packed_hh.defined()) {
-          table.pack_rows(input_data<T>(dir.w_hh), K, G * H, rotation, K, data<T>(dir.packed_hh),
-                          worker.index, worker.count);
-        }
-        if (s.projection) {
-          table.pack_rows(input_data<T>(dir.w_hr), H, K, 0, H, data<T>(dir.packed_hr), worker.index,
-                          worker.count);
-        }
-      }
-      if (recompute) table.activate[cell](remade[d], worker);
-      if (i == 0 || recompute) worker.barrier->wait(worker.count);
-      table.backward[cell](args[d], worker);
     });
+    for (PerDirection& dir : dirs) {
+      if (in.needs_input_grad) team.pack(dir.to_x);
+      team.pack(dir.to_h_0[0]);
+      if (rotation > 0) team.pack(dir.to_h_0[1]);
+      if (recompute) {
+        team.pack(dir.from_x);
+        team.pack(dir.from_h);
+      }
+    }
+    team.wait();
+
+    for (int64_t i = 0; i < run.chunks.size(); ++i) {
+      Chunk chunk[2];
+      Beginnings begin[2];
+      for (int64_t d = 0; d < s.D; ++d) {
+        chunk[d] = run.chunks.at(i, d == 0);
+        begin[d] = beginnings(chunk[d], d);
+        if (dirs[d].h_prev) {
+          team.each(chunk[d].end - chunk[d].begin, [&](int64_t first, int64_t last) {
+            gather_h_prev(d, chunk[d], chunk[d].begin + first, chunk[d].begin + last);
+          });
+        }
+      }
+      if (recompute) {
+        if (s.ragged) team.wait();
+        for (int64_t d = 0; d < s.D; ++d) {
+          team.multiply({dirs[d].x, chunk[d].rows, G * H, G * H},
+                        x.from_row(chunk[d].row, chunk[d].rows), dirs[d].from_x);
+        }
+        // Added to what other threads may have made: these products have other rows.
+        if (in_place) team.wait();
+        for (int64_t d = 0; d < s.D; ++d) {
+          T* const to = in_place ? dirs[d].x : dirs[d].product;
+          for (int n = 0; n < begin[d].count; ++n) {
+            const Beginning& rows = begin[d].found[n];
+            team.multiply({to + rows.row * G * H, rows.h.rows, G * H, G * H}, rows.h,
+                          dirs[d].from_h, in_place);
+          }
+        }
+        team.wait();
+      }
+
+      cpu::BackwardArgs<T> args[2];
+      cpu::ActivateArgs<T> remade[2];
+      for (int64_t d = 0; d < s.D; ++d) {
+        PerDirection& dir = dirs[d];
+        const T* gates = data<T>(dir.gates);
+        if (recompute) {
+          remade[d] = {H, chunk[d].rows, dir.x, dir.product, dir.bias, data<T>(dir.gates)};
+        } else if (S > 0 && run.converts()) {
+          dir.gates.narrow(0, 0, chunk[d].rows)
+              .copy_(in.gates[d].narrow(0, chunk[d].row, chunk[d].rows));
+        } else if (S > 0) {
+          gates = input_data<T>(in.gates, (d * s.R + chunk[d].row) * S * H);
+        }
+        args[d] = {
+            .steps = run.steps(chunk[d], d),
+            .H = H,
+            .K = K,
+            .grad_output = grad_output + d * K,
+            .output = output.data + d * K,
+            .ldo = s.D * K,
+            .grad_h_n = grad_h_n + d * s.B * K,
+            .gates = gates,
+            .cells = cells ? cells + d * s.R * H : nullptr,
+            .h_0 = h0 + d * s.B * K,
+            .c_0 = c0 ? c0 + d * s.B * H : nullptr,
+            .w_hh = dir.packed_hh,
+            .w_hr = dir.packed_hr,
+            .grad_state = data<T>(grad_state, d * s.B * H),
+            .grad_gates = dir.grad_gates,
+            .grad_gates_next = dir.next,
+            .grad_h = dir.grad_h,
+            .hidden = dir.hidden,
+            .step_grad_h = data<T>(step_grad_h, d * s.R * K),
+            .step_grad_c = data<T>(step_grad_c, d * s.R * H),
+        };
+      }
+      run.directions(team, [&](int64_t d, const cpu::Worker& worker) {
+        if (recompute) {
+          table.activate[cell](remade[d], worker);
+          worker.barrier->wait(worker.count);
+        }
+        table.backward[cell](args[d], worker);
+      });
+      team.wait();
+
+      // What the products need, and what outlives the chunk.
+      Factor<T> from_x[2], from_h[2][2], from_hidden[2];
+      for (int64_t d = 0; d < s.D; ++d) {
+        PerDirection& dir = dirs[d];
+        if (params) {
+          team.pack(from_x[d] = {x.from_row(chunk[d].row, chunk[d].rows), dir.packed_x});
+          T* to = dir.packed_h;
+          for (int n = 0; n < begin[d].count; ++n) {
+            const Matrix<const T>& h = begin[d].found[n].h;
+            team.pack(from_h[d][n] = {h, to});
+            to += table.gemm_packed_size(h.rows, K);
+          }
+          if (s.projection) {
+            team.pack(from_hidden[d] = {{dir.hidden, chunk[d].rows, H, H}, dir.packed_hidden});
+          }
+        }
+        const auto rows_of = [&](int64_t t) {
+          return dir.grad_gates + (s.offsets[t] - chunk[d].row) * width;
+        };
+        if (dir.next) {
+          const int64_t last = d == 0 ? chunk[d].begin : chunk[d].end - 1;
+          team.each(s.rows(last) * width, [&](int64_t first, int64_t end) {
+            std::copy(rows_of(last) + first, rows_of(last) + end, dir.next + first);
+          });
+        }
+        team.each(chunk[d].end - chunk[d].begin, [&](int64_t first, int64_t last) {
+          for (int64_t t = chunk[d].begin + first; t < chunk[d].begin + last; ++t) {
+            const Rows rows = rows_starting(s, d, t);
+            copy_rows(dir.first + rows.begin * width, width, rows_of(t) + rows.begin * width, width,
+                      rows.end - rows.begin, width);
+          }
+        });
+      }
+      team.wait();
+
+      for (int64_t d = 0; d < s.D; ++d) {
+        PerDirection& dir = dirs[d];
+        const Matrix<const T> grad{dir.grad_gates, chunk[d].rows, width, width};
+        const Matrix<const T> grad_in = grad.from_column(info.grad_input_offset * H, G * H);
+        if (in.needs_input_grad) {
+          team.multiply({data<T>(grad_x, chunk[d].row * s.I), chunk[d].rows, s.I, s.I}, grad_in,
+                        dir.to_x, s.D == 2);
+        }
+        if (!params) continue;
+        multiply_over_rows(team, {data<T>(dir.grad_w_ih), G * H, s.I, s.I}, grad_in, from_x[d],
+                           i > 0);
+        // The recurrent columns lie rotated against W_hh's rows: where they do, in two products.
+        const Matrix<T> grad_w_hh{data<T>(dir.grad_w_hh), G * H, K, K};
+        for (int n = 0; n < begin[d].count; ++n) {
+          const Beginning& rows = begin[d].found[n];
+          const Matrix<const T> grad_rows = grad.from_row(rows.row, rows.h.rows);
+          const bool add = i > 0 || n > 0;
+          multiply_over_rows(team, grad_w_hh.from_row(rotation, head),
+                             grad_rows.from_column(0, head), from_h[d][n], add);
+          if (rotation > 0) {
+            multiply_over_rows(team, grad_w_hh.from_row(0, rotation),
+                               grad_rows.from_column(head, rotation), from_h[d][n], add);
+          }
+        }
+        if (s.bias) {
+          team.each(width, [&](int64_t first, int64_t end) {
+            table.add_columns(grad.data + first, width, chunk[d].rows, end - first,
+                              dir.grad_b + first);
+          });
+        }
+        if (s.projection) {
+          multiply_over_rows(team, {data<T>(dir.grad_w_hr), K, H, H},
+                             {dir.grad_h, chunk[d].rows, K, K}, from_hidden[d], i > 0);
+        }
+      }
+      // Without it the next chunk's gradients would be made where others still read this one's.
+      if (i + 1 < run.chunks.size()) team.wait();
+    }
 
     for (int64_t d = 0; d < s.D; ++d) {
-      PerDirection& dir = dirs[d];
-      const auto chunk = run.chunks.at(i, d == 0);
-      const T* grad_gates = data<T>(dir.grad_gates);
-      const auto rows_of = [&](int64_t t) {
-        return grad_gates + (s.offsets[t] - chunk.row) * width;
-      };
-      if (dir.next.defined()) {
-        const int64_t last = d == 0 ? chunk.begin : chunk.end - 1;
-        copy_rows(data<T>(dir.next), width, rows_of(last), width, s.rows(last), width);
-      }
-      for (int64_t t = chunk.begin; t < chunk.end; ++t) {
-        const Rows rows = rows_starting(s, d, t);
-        copy_rows(data<T>(dir.first, rows.begin * width), width, rows_of(t) + rows.begin * width,
-                  width, rows.end - rows.begin, width);
-      }
-
-      const Tensor grad = dir.grad_gates.narrow(0, 0, chunk.rows);
-      const Tensor grad_in = grad.narrow(1, info.grad_input_offset * H, G * H);
-      if (in.needs_input_grad) {
-        run.multiply(grad_x.narrow(0, chunk.row, chunk.rows), grad_in, dir.to_x, s.D == 2);
-      }
-      if (in.needs_params_grad) {
-        multiply_over_rows(run, dir.grad_w_ih, grad_in, x.narrow(0, chunk.row, chunk.rows), i > 0);
-        // The recurrent columns lie rotated against W_hh's rows: where they do, in two products.
-        const auto add_recurrent = [&](const Tensor& grad, const Tensor& h_prev, bool add) {
-          const auto add_product = [&](int64_t row, int64_t column, int64_t n) {
-            multiply_over_rows(run, dir.grad_w_hh.narrow(0, row, n), grad.narrow(1, column, n),
-                               h_prev, add);
-          };
-          add_product(rotation, 0, head);
-          if (rotation > 0) add_product(0, head, rotation);
-        };
-        bool add = i > 0;
-        for (const Beginning& rows : beginnings(chunk, d)) {
-          add_recurrent(grad.narrow(0, rows.row, rows.n), rows.h, add);
-          add = true;
-        }
-        if (s.bias) dir.grad_b.add_(grad.sum(0));
-        if (s.projection) {
-          multiply_over_rows(run, dir.grad_w_hr, dir.grad_h.narrow(0, 0, chunk.rows),
-                             dir.hidden.narrow(0, 0, chunk.rows), i > 0);
-        }
+      const Matrix<T> to{data<T>(grad_h_0, d * s.B * K), s.B, K, K};
+      const Matrix<const T> first{dirs[d].first, s.B, width, width};
+      team.multiply(to, first.from_column(0, head), dirs[d].to_h_0[0]);
+      if (rotation > 0) {
+        team.multiply(to, first.from_column(head, rotation), dirs[d].to_h_0[1], true);
       }
     }
-  }
+  });
 
-  const auto stored = [&](const Tensor& t) { return t.to(run.storage.dtype()); };
-  const auto absent = [&] { return at::empty({0}, run.storage); };
   BackwardResult out;
-  out.grad_input = in.needs_input_grad ? stored(grad_x).view(in.input.sizes()) : absent();
-  // The gradients' columns and W_hh's rows agree up to a rotation: two products where there is one.
-  Tensor grad_h_0 = run.empty({s.D, s.B, K});
-  for (int64_t d = 0; d < s.D; ++d) {
-    const PerDirection& dir = dirs[d];
-    const Tensor to = grad_h_0[d];
-    run.multiply(to, dir.first.narrow(1, 0, head), dir.w_hh.narrow(0, rotation, head));
-    if (rotation > 0) {
-      run.multiply(to, dir.first.narrow(1, head, rotation), dir.w_hh.narrow(0, 0, rotation), true);
-    }
-  }
+  out.grad_input = in.needs_input_grad ? run.stored(grad_x).view(in.input.sizes()) : run.absent();
   if (info.carries_grad_h) grad_h_0.add_(grad_state);
-  out.grad_h_0 = stored(grad_h_0);
-  out.grad_c_0 = info.has_cell_state ? stored(grad_state) : absent();
-  if (in.needs_params_grad) {
+  out.grad_h_0 = run.stored(grad_h_0);
+  out.grad_c_0 = info.has_cell_state ? run.stored(grad_state) : run.absent();
+  if (params) {
     for (const PerDirection& dir : dirs) {
-      out.grad_params.push_back(stored(dir.grad_w_ih));
-      out.grad_params.push_back(stored(dir.grad_w_hh));
+      out.grad_params.push_back(run.stored(dir.grad_w_ih));
+      out.grad_params.push_back(run.stored(dir.grad_w_hh));
       if (s.bias) {
-        const Tensor b_ih = dir.grad_b.narrow(0, info.grad_input_offset * H, G * H);
         // Separate tensors, also where the two are equal: each may be changed in place.
-        Tensor grad_b_ih = at::empty({G * H}, run.storage), grad_b_hh = at::empty_like(grad_b_ih);
-        grad_b_ih.copy_(b_ih);
-        grad_b_hh.narrow(0, rotation, head).copy_(dir.grad_b.narrow(0, 0, head));
-        if (rotation > 0) {
-          grad_b_hh.narrow(0, 0, rotation).copy_(dir.grad_b.narrow(0, head, rotation));
-        }
-        out.grad_params.push_back(grad_b_ih);
-        out.grad_params.push_back(grad_b_hh);
+        Tensor grad_b_ih = run.empty({G * H}), grad_b_hh = run.empty({G * H});
+        std::copy_n(dir.grad_b + info.grad_input_offset * H, G * H, data<T>(grad_b_ih));
+        std::copy_n(dir.grad_b, head, data<T>(grad_b_hh, rotation));
+        std::copy_n(dir.grad_b + head, rotation, data<T>(grad_b_hh));
+        out.grad_params.push_back(run.stored(grad_b_ih));
+        out.grad_params.push_back(run.stored(grad_b_hh));
       }
-      if (s.projection) out.grad_params.push_back(stored(dir.grad_w_hr));
+      if (s.projection) out.grad_params.push_back(run.stored(dir.grad_w_hr));
     }
   }
-  out.step_grad_h = in.step_grads ? stored(step_grad_h) : absent();
-  out.step_grad_c = in.step_grads && info.has_cell_state ? stored(step_grad_c) : absent();
+  out.step_grad_h = in.step_grads ? run.stored(step_grad_h) : run.absent();
+  out.step_grad_c = in.step_grads && info.has_cell_state ? run.stored(step_grad_c) : run.absent();
   return out;
 }
 

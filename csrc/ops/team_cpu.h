@@ -1,0 +1,132 @@
+// The threads that make a layer on the CPU, and the large matrix products that they share.
+#pragma once
+
+#include <ATen/Parallel.h>
+
+#include "cpu/kernels.h"
+#include "cpu/parallel.h"
+#include "cpu/plan.h"
+
+namespace seqkern::ops {
+
+// Element (i, j) lies at data[i * row_stride + j * column_stride].
+template <typename T>
+struct Matrix {
+  T* data;
+  int64_t rows, columns, row_stride, column_stride = 1;
+
+  Matrix transposed() const { return {data, columns, rows, column_stride, row_stride}; }
+  Matrix from_row(int64_t first, int64_t n) const {
+    return {data + first * row_stride, n, columns, row_stride, column_stride};
+  }
+  Matrix from_column(int64_t first, int64_t n) const {
+    return {data + first * column_stride, rows, n, row_stride, column_stride};
+  }
+  operator Matrix<const T>() const { return {data, rows, columns, row_stride, column_stride}; }
+};
+
+// The right factor of a product.
+template <typename T>
+struct Factor {
+  Matrix<const T> b;
+  T* packed;  // room for it, or null where it is read as it lies: by products of few rows alone
+  bool stale = true;
+
+  // Left factors of no more rows than this do not pay for a packed copy that goes through memory.
+  static constexpr int64_t kFewRows = 64;
+};
+
+// Work goes in phases, which wait() parts. A team in a region is one of its threads, and each calls
+// the same methods; the only thread of a team without region starts one for every phase.
+template <typename T>
+class Team {
+ public:
+  Team(const cpu::LayerKernels<T>& kernels, T* scratch)
+      : kernels_(kernels), scratch_(scratch), index_(0), count_(1), barrier_(nullptr) {}
+  Team(const cpu::LayerKernels<T>& kernels, T* scratch, int index, int count, cpu::Barrier* barrier)
+      : kernels_(kernels), scratch_(scratch), index_(index), count_(count), barrier_(barrier) {}
+
+  // f(index, count) by every thread; without a region by `threads` of them.
+  template <typename F>
+  void all(int threads, F&& f) const {
+    if (barrier_) {
+      f(index_, count_);
+    } else {
+      cpu::parallel(threads, [&](int index, int count) { f(index, count); });
+    }
+  }
+
+  // f(begin, end) over shares of [0, n).
+  template <typename F>
+  void each(int64_t n, F&& f) const {
+    all(1, [&](int index, int count) { f(n * index / count, n * (index + 1) / count); });
+  }
+
+  void wait() const {
+    if (barrier_) barrier_->wait(count_);
+  }
+
+  // Packs a right factor: before a wait, and then the products with it.
+  void pack(Factor<T>& factor) const {
+    if (!factor.packed) return;
+    if (barrier_) {
+      pack_share(factor, index_, count_);
+    } else {
+      factor.stale = true;
+    }
+  }
+
+  // c = a b or, with add, c += a b; c's rows are contiguous, a and b have rows or columns that are.
+  // Sums have at most `terms` terms each before they are added to c (0: any). Products into one c
+  // need no wait between them.
+  void multiply(Matrix<T> c, Matrix<const T> a, Factor<T>& factor, bool add = false,
+                int64_t terms = 0) const {
+    if (c.rows == 0 || c.columns == 0) return;
+    const cpu::GemmArgs<T> args{.M = c.rows,
+                                .N = c.columns,
+                                .K = a.columns,
+                                .a = a.data,
+                                .a_row = a.row_stride,
+                                .a_column = a.column_stride,
+                                .b = factor.b.data,
+                                .b_row = factor.b.row_stride,
+                                .b_column = factor.b.column_stride,
+                                .packed = factor.packed,
+                                .c = c.data,
+                                .ldc = c.row_stride,
+                                .add = add,
+                                .k_block = terms};
+    const auto product = [&](int index, int count) {
+      kernels_.gemm(args, scratch_ + index * kernels_.gemm_scratch_size(), index, count);
+    };
+    if (barrier_) {
+      product(index_, count_);
+      return;
+    }
+    const int threads = cpu::product_threads(c.rows, c.columns, a.columns, at::get_num_threads());
+    const bool pack = factor.packed && factor.stale;
+    cpu::Barrier packed;
+    cpu::parallel(threads, [&](int index, int count) {
+      if (pack) {
+        pack_share(factor, index, count);
+        packed.wait(count);
+      }
+      product(index, count);
+    });
+    factor.stale = false;
+  }
+
+ private:
+  void pack_share(const Factor<T>& factor, int index, int count) const {
+    const Matrix<const T>& b = factor.b;
+    kernels_.gemm_pack(b.data, b.row_stride, b.column_stride, b.rows, b.columns, factor.packed,
+                       index, count);
+  }
+
+  const cpu::LayerKernels<T>& kernels_;
+  T* scratch_;  // [threads, gemm_scratch_size()]
+  int index_, count_;
+  cpu::Barrier* barrier_;
+};
+
+}  // namespace seqkern::ops

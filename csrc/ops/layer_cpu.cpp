@@ -1,20 +1,16 @@
 #include "ops/layer_cpu.h"
 
-#include <ATen/EmptyTensor.h>
 #include <ATen/Functions.h>
 #include <ATen/Parallel.h>
 
 #include <algorithm>
 #include <cstring>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include "cpu/capability.h"
 #include "cpu/kernels.h"
 #include "cpu/plan.h"
 #include "ops/chunks.h"
+#include "ops/memory_cpu.h"
 #include "ops/step_cpu.h"
 #include "ops/team_cpu.h"
 
@@ -44,23 +40,6 @@ class ForkGuard {
  private:
   int threads_;
 };
-
-// A tensor without values. Where it is large its memory is new in each call, and the first touch of
-// each page is paid for: pages of 2 MiB, where the system gives them on request, cost less than 512
-// small ones.
-Tensor empty_pages(at::IntArrayRef sizes, const at::TensorOptions& options) {
-  // Past the dispatcher: a small layer's buffers would take longer there than to fill.
-  Tensor tensor = at::detail::empty_cpu(sizes, options);
-#if defined(__linux__)
-  constexpr uintptr_t kPage = 1 << 21;
-  const auto data = reinterpret_cast<uintptr_t>(tensor.data_ptr());
-  const uintptr_t begin = (data + kPage - 1) / kPage * kPage,
-                  end = (data + tensor.nbytes()) / kPage * kPage;
-  // A hint: where it is refused nothing is lost.
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
-  return tensor;
-}
 
 template <typename T>
 const cpu::LayerKernels<T>& kernels_for(const cpu::KernelTable& table) {
@@ -123,8 +102,8 @@ struct Run {
     return converts() ? tensor.to(storage.dtype()) : tensor;
   }
   // Without values.
-  Tensor empty(at::IntArrayRef sizes) const { return empty_pages(sizes, compute); }
-  Tensor absent() const { return empty_pages({0}, storage); }
+  Tensor empty(at::IntArrayRef sizes) const { return empty_cpu(sizes, compute); }
+  Tensor absent() const { return empty_cpu({0}, storage); }
   // Memory for n elements that lives as long as the run.
   T* scratch(int64_t n) {
     held_.push_back(empty({n}));
@@ -242,7 +221,7 @@ ForwardResult forward(const Layer& s, const Tensor& input, const Tensor& h_0, co
     std::copy_n(run.read(c_0), c.numel(), data<T>(c));
     if (save != Save::None) cells = run.empty({s.D, s.R, H});
   }
-  if (save_gates) gates = empty_pages({s.D, s.R, S * H}, run.storage);
+  if (save_gates) gates = empty_cpu({s.D, s.R, S * H}, run.storage);
 
   // Gates that need no conversion are computed where they are saved, input product included.
   const bool in_place = save_gates && S >= G && !run.converts();
@@ -355,7 +334,7 @@ ForwardResult forward(const Layer& s, const Tensor& input, const Tensor& h_0, co
   // Each absent result is a tensor of its own: outputs of an operator may not alias.
   return {run.stored(output).view(s.sequence_sizes(s.D * K)), run.stored(h_n),
           c.defined() ? run.stored(c) : run.absent(), gates.defined() ? gates : run.absent(),
-          cells.defined() ? cells : empty_pages({0}, run.compute)};
+          cells.defined() ? cells : empty_cpu({0}, run.compute)};
 }
 
 // A sum of n products whose error grows with log n.

@@ -1,6 +1,5 @@
 #include "ops/step_cpu.h"
 
-#include <ATen/EmptyTensor.h>
 #include <ATen/Functions.h>
 #include <ATen/Parallel.h>
 
@@ -10,6 +9,7 @@
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
 #include "cpu/plan.h"
+#include "ops/memory_cpu.h"
 
 namespace seqkern::ops {
 
@@ -79,10 +79,7 @@ template <typename T>
 ForwardResult forward_step(const Layer& s, const Tensor& input, const Tensor& h_0,
                            const Tensor& c_0, Save save) {
   const Tensor x = input.contiguous(), h0 = h_0.contiguous();
-  // Past the dispatcher: it would take longer than a small step.
-  const auto empty = [&](at::IntArrayRef sizes) {
-    return at::detail::empty_cpu(sizes, input.options());
-  };
+  const auto empty = [&](at::IntArrayRef sizes) { return empty_cpu(sizes, input.options()); };
   const int64_t B = s.B, H = s.H;
   const bool has_c = s.info.has_cell_state, save_gates = save == Save::Gates && s.info.saved > 0;
   Tensor output = empty(s.sequence_sizes(s.D * H)), h_n = empty({s.D, B, H});
@@ -124,8 +121,8 @@ ForwardResult forward_step(const Layer& s, const Tensor& input, const Tensor& h_
 template <typename T>
 StepResult step(Cell cell, const Tensor& input, const Tensor& h, const Tensor& c,
                 const Tensor& w_ih, const Tensor& w_hh, const Tensor& b_ih, const Tensor& b_hh) {
-  const auto empty = [&] { return at::detail::empty_cpu({h.size(0), h.size(1)}, input.options()); };
-  StepResult r{.h = empty(), .c = c.defined() ? Tensor(empty()) : Tensor()};
+  const auto empty = [&] { return empty_cpu({h.size(0), h.size(1)}, input.options()); };
+  StepResult r{.h = empty(), .c = c.defined() ? empty() : Tensor()};
   auto args = cell_args<T>(input, h, c, w_ih, w_hh, b_ih, b_hh);
   args.output = write<T>(r.h);
   args.c_n = write<T>(r.c);

@@ -1,0 +1,108 @@
+"""Memory of large tensors: what one has left behind serves the next."""
+
+import os
+import sys
+import threading
+
+import pytest
+import torch
+
+import seqkern
+
+MIB = 2**20
+
+
+@pytest.fixture
+def layer():
+    torch.manual_seed(0)
+    return seqkern.LSTM(16, 128)
+
+
+def run(layer, steps=64):
+    """Output of 4 MiB, by default, and what backward needs."""
+    return layer(torch.ones(steps, 128, 16))[0]
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is kept on Linux alone")
+
+
+@linux
+def test_is_used_again(layer):
+    with torch.no_grad():
+        first = run(layer)
+        place = first.data_ptr()
+        del first
+        assert run(layer).data_ptr() == place
+
+
+def test_is_not_taken_from_those_who_use_it(layer):
+    outputs = [run(layer) for _ in range(4)]
+    assert len({output.data_ptr() for output in outputs}) == 4
+    expected = outputs[0].detach().clone()
+    view = outputs.pop(0).detach()[3:].view(-1)
+    run(layer).sum().backward()
+    torch.testing.assert_close(view, expected[3:].view(-1), rtol=0, atol=0)
+
+
+@linux
+def test_is_bounded(layer):
+    with torch.no_grad():
+        run(layer)
+        before = resident()
+        outputs = [run(layer, 64 * n) for n in range(1, 17)]  # 544 MiB, in different sizes
+        assert resident() - before > 500 * MIB
+        del outputs
+        assert resident() - before < 300 * MIB
+
+
+def test_storage_can_be_resized_and_shared(layer):
+    with torch.no_grad():
+        output = run(layer)
+    values = output.clone()
+    output.untyped_storage().resize_(2 * output.nbytes)
+    assert torch.equal(output, values)
+    output.untyped_storage().resize_(0)
+    output.resize_(0).resize_(values.shape).copy_(values)
+    assert torch.equal(output.share_memory_(), values)
+
+
+def test_profiler_counts_it(layer):
+    with torch.no_grad(), torch.profiler.profile(profile_memory=True) as profile:
+        run(layer)
+    sizes = [e.self_cpu_memory_usage for e in profile.events() if "seqkern::lstm" in e.name]
+    assert sum(sizes) >= 4 * MIB
+
+
+def test_threads_at_once(layer):
+    expected = run(layer).detach()
+    wrong = []
+
+    def work():
+        for _ in range(5):
+            with torch.no_grad():
+                if not torch.equal(run(layer), expected):
+                    wrong.append(1)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@linux
+def test_forked_child(layer):
+    with torch.no_grad():
+        expected = run(layer)
+        run(layer)
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if torch.equal(run(layer), expected) else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -52,7 +52,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from seqkern import onnx, reference
-from seqkern.autograd import Layer
+from seqkern.autograd import Layer, Step
 from seqkern.lengths import known
 from seqkern.ops import CUDA_KERNELS, FORWARD, KERNEL_DTYPES, STEP
 
@@ -167,6 +167,8 @@ def lstm_cell(
     params = _cell_params(w_ih, w_hh, b_ih, b_hh)
     if is_plain_step(input):
         return _lstm_step(input, h, c, *params)
+    if _trains_plain_step(input, h, c, *params):
+        return Step.apply("lstm", input, h, c, *params)
     _, h, c = layer(
         "lstm", input.unsqueeze(0), None, h.unsqueeze(0), c.unsqueeze(0), params, one_step=True
     )
@@ -195,6 +197,8 @@ def gru_cell(
     params = _cell_params(w_ih, w_hh, b_ih, b_hh)
     if is_plain_step(input):
         return _gru_step(input, h, *params)
+    if _trains_plain_step(input, h, *params):
+        return Step.apply("gru", input, h, None, *params)
     return layer("gru", input.unsqueeze(0), None, h.unsqueeze(0), None, params)[1].squeeze(0)
 
 
@@ -223,20 +227,36 @@ def rnn_cell(
     cell = reference.rnn_name(nonlinearity)
     if is_plain_step(input):
         return _rnn_steps[nonlinearity](input, h, *params)
+    if _trains_plain_step(input, h, *params):
+        return Step.apply(cell, input, h, None, *params)
     return layer(cell, input.unsqueeze(0), None, h.unsqueeze(0), None, params)[1].squeeze(0)
 
 
 def is_plain_step(input: Tensor) -> bool:
     """Whether a cell may call its operator for one step, which has no derivative and no rules for
     what lies around it."""
+    return not _grad_enabled() and _is_plain(input)
+
+
+def _is_plain(input: Tensor) -> bool:
     return (
-        not _grad_enabled()
-        and input.is_cpu
+        input.is_cpu
         and input.dtype in KERNEL_DTYPES
         and not _any_autocast()
         and not _functorch_active()
         and forward_ad._current_level < 0
         and not _exporting()
+    )
+
+
+def _trains_plain_step(*tensors: Tensor) -> bool:
+    """Whether a cell may take ``Step``: a gradient is wanted, and nothing but eager autograd is at
+    work."""
+    return (
+        _grad_enabled()
+        and _is_plain(tensors[0])
+        and not torch.compiler.is_dynamo_compiling()
+        and any(t.requires_grad for t in tensors)
     )
 
 

@@ -239,3 +239,51 @@ def test_reference_agrees():
     h_1, c_1 = ops.STEP["lstm"](x, h, c, *params)
     torch.testing.assert_close(h_1, h_n[0])
     torch.testing.assert_close(c_1, c_n[0])
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_step_of_training_is_one_node(cell):
+    """Results are no views, so that they may be changed in place, wherever torch.nn lets them."""
+    (x, *_), torchs = arguments(cell, 3, 5, 7)
+    ours = seqkern.convert(torchs)
+    gradients = []
+    for module in (ours, torchs):
+        input = x.clone().requires_grad_()
+        h, *c = results(module(input))
+        if module is ours:
+            assert "Step" in h.grad_fn.name() and not h._is_view()
+        if cell.startswith("rnn"):
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                torch.autograd.grad(h.mul_(2).sum(), input)
+            h, *c = results(module(input))
+        else:
+            h.mul_(2)
+        (h.sum() + sum(t.mul_(3).sum() for t in c)).backward()
+        gradients.append([input.grad, *(p.grad for p in module.parameters())])
+        torchs.zero_grad()
+    for ours, torchs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, torchs)
+
+
+@pytest.mark.parametrize("wanted", ("h", "c", "input", "weight", "second derivative"))
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_step_of_training_in_part(cell, wanted):
+    given, torchs = arguments(cell, 3, 5, 7)
+    states = given[1 : 3 if cell == "lstm" else 2]
+    if wanted == "c" and len(states) == 1:
+        pytest.skip("no c")
+    ours = seqkern.convert(torchs)
+    gradients = []
+    for module in (ours, torchs):
+        x, state, weight = given[0].clone(), [t.clone() for t in states], module.weight_hh
+        which = {"h": state[0], "c": state[-1], "input": x, "weight": weight}.get(wanted, x)
+        for parameter in module.parameters():
+            parameter.requires_grad_(parameter is which)
+        which.requires_grad_()
+        new = results(module(x, tuple(state) if len(state) == 2 else state[0]))
+        loss = new[-1].square().sum()  # of an LSTM c alone
+        (gradient,) = torch.autograd.grad(loss, which, create_graph=True)
+        if wanted == "second derivative":
+            (gradient,) = torch.autograd.grad(gradient.square().sum(), x)
+        gradients.append(gradient)
+    torch.testing.assert_close(*gradients)

@@ -55,8 +55,11 @@ void gemm_pack_panel(const T* b, int64_t row_stride, int64_t column_stride, int6
   const T* from = b + first * column_stride;
   if (column_stride == 1) {
     for (int64_t i = 0; i < k; ++i, from += row_stride) {
-      std::memcpy(panel + i * width, from, columns * sizeof(T));
-      for (int64_t j = columns; j < width; ++j) panel[i * width + j] = 0;
+      for (int64_t j = 0; j < width; j += kLanes) {
+        const int64_t left = columns - j;
+        store<T>(panel + i * width + j,
+                 left >= kLanes ? load<T>(from + j) : load<T>(from + j, left));
+      }
     }
   } else if (row_stride == 1) {
     for (int64_t j = 0; j < width; j += kLanes) {
@@ -149,15 +152,33 @@ inline GemmGrid gemm_grid(int64_t tiles, int64_t panels, int count) {
   return best;
 }
 
-// Up to kGemmRows rows of a as [k][row].
+// `rows` rows of a as [tile][k][row], tiles of kGemmRows.
 template <class T>
 SEQKERN_INLINE void interleave(const T* a, int64_t row_stride, int64_t column_stride, int64_t rows,
                                int64_t k, T* to) {
-  for (int64_t j = 0; j < k; ++j, to += kGemmRows, a += column_stride) {
-    if (rows >= kGemmRows && row_stride == 1) {
-      std::memcpy(to, a, kGemmRows * sizeof(T));
-    } else {
-      for (int64_t r = 0; r < kGemmRows && r < rows; ++r) to[r] = a[r * row_stride];
+  constexpr int64_t kTile = kGemmRows * sizeof(T);
+  int64_t i = 0;
+  if (row_stride == 1) {
+    // Two tiles at once: they share the cache lines, which lie far apart and do not stay.
+    for (; i + 2 * kGemmRows <= rows; i += 2 * kGemmRows) {
+      const T* from = a + i;
+      T *first = to + i * k, *second = first + kGemmRows * k;
+      for (int64_t j = 0; j < k; ++j, from += column_stride) {
+        std::memcpy(first + j * kGemmRows, from, kTile);
+        std::memcpy(second + j * kGemmRows, from + kGemmRows, kTile);
+      }
+    }
+  }
+  for (; i < rows; i += kGemmRows) {
+    const int64_t n = rows - i < kGemmRows ? rows - i : kGemmRows;
+    const T* from = a + i * row_stride;
+    T* tile = to + i * k;
+    for (int64_t j = 0; j < k; ++j, from += column_stride, tile += kGemmRows) {
+      if (row_stride == 1 && n == kGemmRows) {
+        std::memcpy(tile, from, kTile);
+      } else {
+        for (int64_t r = 0; r < n; ++r) tile[r] = from[r * row_stride];
+      }
     }
   }
 }
@@ -176,9 +197,7 @@ void gemm_slab(const GemmArgs<T>& g, Range tiles, Range panels, Range terms, T* 
     const int64_t rows = end - row < block ? end - row : block;
     const T* a = g.a + row * g.a_row + terms.begin * g.a_column;
     if constexpr (Interleaved) {
-      for (int64_t i = 0; i < rows; i += kGemmRows) {
-        interleave(a + i * g.a_row, g.a_row, g.a_column, rows - i, K, scratch + i * K);
-      }
+      interleave(a, g.a_row, g.a_column, rows, K, scratch);
     }
     for (int64_t first = panels.begin; first < panels.end; first += group) {
       const int64_t last = panels.end - first < group ? panels.end : first + group;

@@ -2,9 +2,10 @@
 
 T padded steps, B sequences, R rows, W features. The layers never see padding: ``Layout.pack`` gathers the
 rows of all steps, sequences sorted by length, and ``Layout.unpack`` puts results where they belong and
-zeros at the padding. Everything is tensor arithmetic. Where the numbers in lengths are known, as in eager
-mode, R is their sum. Where they are not (``torch.compile``, ``torch.export``, ``vmap`` over lengths), R is
-T*B with the padding's rows last, which the ops leave over, so that no size depends on what lengths hold.
+zeros at the padding. Where the numbers in lengths are known, as in eager mode, R is their sum, and operators
+do all three. Where they are not (``torch.compile``, ``torch.export``, ``vmap`` over lengths), everything is
+tensor arithmetic, and R is T*B with the padding's rows last, which the ops leave over, so that no size depends
+on what lengths hold.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import Function, forward_ad
 from torch.nn.utils.rnn import PackedSequence
+
+from seqkern.ops import GATHER_ROWS, LAYOUT, SCATTER_ROWS
 
 __all__ = ["last_output"]
 
@@ -24,20 +28,18 @@ class Layout(NamedTuple):
 
     batch_sizes: Tensor  # [T + 1] on the CPU; the last is 0: rows may be left over
     source: Tensor  # [R]: where in the padded batch, flattened, each row lies
+    padding: Tensor | None  # [T*B - R]: the padded batch's other rows, where R is known
     order: Tensor  # [B]: sequences, longest first
     place: Tensor  # [B]: of each sequence in order
 
     def pack(self, padded: Tensor) -> Tensor:
         """[T, B, W], or [B, T, W] where the layout was made for that, -> [R, W]."""
-        return padded.flatten(0, 1).index_select(0, self.source)
+        return _taken(padded.flatten(0, 1), self.source, self.padding)
 
     def unpack(self, rows: Tensor, padded: Tensor) -> Tensor:
         """[R, W] -> [T, B, W] or [B, T, W] as padded has it, zero at the padding."""
         first, second, _ = padded.shape
-        flat = rows.new_zeros(first * second, rows.size(1))
-        # In place saves a copy of the zeros; vmap has no rule for it.
-        copy = flat.index_copy_ if known(rows) else flat.index_copy
-        flat = copy(0, self.source, rows)
+        flat = _put_back(rows, self.source, self.padding, first * second)
         return flat.unflatten(0, (first, second))
 
     def sort(self, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -51,25 +53,81 @@ class Layout(NamedTuple):
 def layout(lengths: Tensor | Sequence[int], padded: Tensor, batch_first: bool) -> Layout:
     """The layout of a batch [T, B, W], or [B, T, W] with batch_first. ValueError or TypeError names what does not fit."""
     steps, batch = padded.shape[1::-1] if batch_first else padded.shape[:2]
+    lengths = _integers(lengths, batch)
+    device = padded.device
+    if known(lengths):
+        batch_sizes, *indices = LAYOUT(lengths.cpu().contiguous(), steps, batch_first)
+        return Layout(batch_sizes, *[index.to(device) for index in indices])
     lengths = checked(lengths, steps, batch)
     if not lengths.is_meta:
         lengths = lengths.cpu()
-    device = lengths.device
     order = lengths.argsort(descending=True, stable=True)
-    step = torch.arange(steps + 1, device=device).unsqueeze(1)
+    step = torch.arange(steps + 1, device=lengths.device).unsqueeze(1)
     taken = lengths.index_select(0, order) > step  # [T + 1, B]
     batch_sizes = taken.sum(1)
     taken, step = taken[:-1].flatten(), step[:-1]
     source = (order * steps + step if batch_first else step * batch + order).flatten()
-    if known(lengths):
-        source = source.masked_select(taken)
-    else:
-        among_taken, among_left = taken.cumsum(0), taken.logical_not().cumsum(0)
-        row = torch.where(taken, among_taken, taken.sum() + among_left) - 1
-        source = torch.zeros_like(source).scatter(0, row, source)
-    place = torch.zeros_like(order).scatter(0, order, torch.arange(batch, device=device))
-    device = padded.device
-    return Layout(batch_sizes, source.to(device), order.to(device), place.to(device))
+    among_taken, among_left = taken.cumsum(0), taken.logical_not().cumsum(0)
+    row = torch.where(taken, among_taken, taken.sum() + among_left) - 1
+    source = torch.zeros_like(source).scatter(0, row, source)
+    place = torch.zeros_like(order).scatter(0, order, torch.arange(batch, device=lengths.device))
+    return Layout(batch_sizes, source.to(device), None, order.to(device), place.to(device))
+
+
+# ---- Rows there and back: each is the other's derivative ----
+
+
+def _taken(padded: Tensor, source: Tensor, padding: Tensor | None) -> Tensor:
+    """[N, W] -> [R, W]."""
+    if not _plain(padded, padding):
+        return padded.index_select(0, source)
+    if torch.is_grad_enabled() and padded.requires_grad:
+        return _Take.apply(padded, source, padding)
+    return GATHER_ROWS(padded, source)
+
+
+def _put_back(rows: Tensor, source: Tensor, padding: Tensor | None, n: int) -> Tensor:
+    """[R, W] -> [N, W], zero where nothing goes."""
+    if not _plain(rows, padding):
+        return rows.new_zeros(n, rows.size(1)).index_copy(0, source, rows)
+    if torch.is_grad_enabled() and rows.requires_grad:
+        return _PutBack.apply(rows, source, padding)
+    return SCATTER_ROWS(rows, source, padding)
+
+
+def _plain(rows: Tensor, padding: Tensor | None) -> bool:
+    """Whether the operators, which know no transforms, may take them."""
+    return (
+        padding is not None
+        and known(rows)
+        and rows.is_cpu
+        and not torch._C._functorch.is_legacy_batchedtensor(rows)
+        and forward_ad._current_level < 0
+    )
+
+
+class _Take(Function):
+    @staticmethod
+    def forward(ctx, padded, source, padding):
+        ctx.save_for_backward(source, padding)
+        return GATHER_ROWS(padded, source)
+
+    @staticmethod
+    def backward(ctx, grad):
+        source, padding = ctx.saved_tensors
+        n = source.numel() + padding.numel()
+        return _put_back(grad, source, padding, n), None, None
+
+
+class _PutBack(Function):
+    @staticmethod
+    def forward(ctx, rows, source, padding):
+        ctx.save_for_backward(source, padding)
+        return SCATTER_ROWS(rows, source, padding)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _taken(grad, *ctx.saved_tensors), None, None
 
 
 def last_output(
@@ -116,6 +174,21 @@ def last_output(
 
 def checked(lengths: Tensor | Sequence[int], steps: int, batch: int) -> Tensor:
     """lengths as an int64 tensor, on its own device."""
+    lengths = _integers(lengths, batch)
+    if known(lengths):
+        outside = (lengths < 0) | (lengths > steps)
+        if outside.any():
+            raise ValueError(
+                f"lengths must lie between 0 and T = {steps}, got {lengths[outside][0].item()}"
+            )
+    elif torch.compiler.is_compiling():
+        outside = (lengths < 0) | (lengths > steps)
+        torch._assert_async(~outside.any(), "lengths must lie between 0 and T")
+    return lengths
+
+
+def _integers(lengths: Tensor | Sequence[int], batch: int) -> Tensor:
+    """The same, whatever the numbers are."""
     if not isinstance(lengths, Tensor):
         if not isinstance(lengths, Sequence) or isinstance(lengths, str):
             raise TypeError(
@@ -127,16 +200,7 @@ def checked(lengths: Tensor | Sequence[int], steps: int, batch: int) -> Tensor:
         raise ValueError(f"lengths must be integers, got {lengths.dtype}")
     if lengths.dim() != 1 or lengths.size(0) != batch:
         raise ValueError(f"lengths must be [B] = [{batch}], got {list(lengths.shape)}")
-    lengths = lengths.to(torch.int64)
-    outside = (lengths < 0) | (lengths > steps)
-    if known(lengths):
-        if outside.any():
-            raise ValueError(
-                f"lengths must lie between 0 and T = {steps}, got {lengths[outside][0].item()}"
-            )
-    elif torch.compiler.is_compiling():
-        torch._assert_async(~outside.any(), "lengths must lie between 0 and T")
-    return lengths
+    return lengths.to(torch.int64)
 
 
 def known(lengths: Tensor) -> bool:

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import seqkern
 from seqkern import ops
+from seqkern.lengths import layout
 
 FORMS = [
     ("LSTM", {}),
@@ -129,15 +130,18 @@ def test_padding_is_not_looked_at(kind, kwargs):
 
 
 class rows_computed(TorchDispatchMode):
-    """The number of rows in each call of a seqkern op."""
+    """The number of rows in each call of a layer's op, and the other ops of seqkern."""
 
     def __init__(self):
         super().__init__()
-        self.rows = []
+        self.rows, self.others = [], []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.namespace == "seqkern":
-            self.rows.append(args[0].size(0))
+            if func.__name__.startswith("lstm"):
+                self.rows.append(args[0].size(0))
+            else:
+                self.others.append(func.__name__.removesuffix(".default"))
         return func(*args, **(kwargs or {}))
 
 
@@ -148,6 +152,8 @@ def test_no_work_on_padding_and_packed_once():
         output, _, _ = call(module, x, states, [3, 0, 7, 1, 7])
         output.sum().backward()
     assert mode.rows == [18] * 6
+    there_and_back = ["gather_rows", "scatter_rows"]
+    assert mode.others == ["layout", *there_and_back, *there_and_back]
 
 
 @pytest.mark.parametrize(
@@ -483,4 +489,57 @@ def test_one_call_a_layer():
     x, _ = arguments(module)
     with count_kernels() as calls:
         call(module, x, None, LENGTHS[0])[0].sum().backward()
-    assert calls == {"gru_forward": 2, "gru_backward": 2}
+    rows = {"layout": 1, "gather_rows": 2, "scatter_rows": 2}  # there and back, and in backward
+    assert calls == {"gru_forward": 2, "gru_backward": 2, **rows}
+
+
+@pytest.mark.parametrize("batch_first", (False, True))
+def test_layout_operator_is_the_arithmetic(batch_first):
+    """What eager mode asks an operator for, torch.compile computes."""
+    lengths = torch.tensor([3, 0, 7, 1, 7, 0])
+    padded = torch.randn(*(6, 8) if batch_first else (8, 6), 2)
+    eager = layout(lengths, padded, batch_first)
+
+    def arithmetic(lengths):
+        made = layout(lengths, padded, batch_first)
+        assert made.padding is None
+        return made.batch_sizes, made.source, made.order, made.place
+
+    traced = torch.func.vmap(arithmetic)(lengths.unsqueeze(0))
+    batch_sizes, source, order, place = (t[0] for t in traced)
+    assert torch.equal(eager.batch_sizes, batch_sizes)
+    everywhere = torch.cat([eager.source, eager.padding]).sort().values
+    assert torch.equal(everywhere, torch.arange(48))
+    assert torch.equal(eager.source, source[:18])
+    assert torch.equal(eager.order, order) and torch.equal(eager.place, place)
+
+
+@pytest.mark.parametrize("dtype", (torch.float64, torch.bfloat16, torch.complex64), ids=str)
+def test_rows_there_and_back(dtype):
+    padded = torch.randn(2000, 40).to(dtype)  # enough for several threads
+    index = torch.randperm(2000)
+    source, padding = index[:900].contiguous(), index[900:].contiguous()
+    rows = ops.GATHER_ROWS(padded, source)
+    assert torch.equal(rows, padded[source])
+    back = ops.SCATTER_ROWS(rows, source, padding)
+    expected = padded.index_fill(0, padding, 0)
+    assert torch.equal(back, expected)
+    assert torch.equal(ops.SCATTER_ROWS(rows.t().contiguous().t(), source, padding), expected)
+
+
+def test_row_operators_name_what_does_not_fit():
+    rows, index = torch.zeros(3, 2), torch.arange(3)
+    for call, message in (
+        (lambda: ops.GATHER_ROWS(rows[0], index), "padded must be a 2-D CPU tensor"),
+        (lambda: ops.GATHER_ROWS(rows, index.int()), "source must be a contiguous 1-D int64"),
+        (lambda: ops.GATHER_ROWS(rows, index + 1), "source must lie in the 3 rows"),
+        (lambda: ops.GATHER_ROWS(rows, index - 1), "source must lie in the 3 rows"),
+        (lambda: ops.SCATTER_ROWS(rows, index[:2], index[2:]), "must have the 2 rows of source"),
+        (lambda: ops.SCATTER_ROWS(rows, index + 2, index[:1]), "must lie in their 4 rows"),
+        (lambda: ops.SCATTER_ROWS(rows, index, index[:1] - 1), "must lie in their 4 rows"),
+        (lambda: ops.LAYOUT(rows, 3, False), "lengths must be a contiguous 1-D int64"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            call()
+    with pytest.raises(ValueError, match="lengths must lie between 0 and T = 3, got 4"):
+        ops.LAYOUT(index + 2, 3, False)

@@ -12,6 +12,7 @@
 #include "ops/layer.h"
 #include "ops/layer_cpu.h"
 #include "ops/left_over.h"
+#include "ops/lengths_cpu.h"
 #include "ops/step_cpu.h"
 #if defined(SEQKERN_WITH_CUDA)
 #include "ops/layer_cuda.h"
@@ -51,6 +52,14 @@ constexpr const char* kPackSchema =
 constexpr const char* kStreamStepSchema =
     "_stream_step(Tensor input, Tensor(a!) h, Tensor(b!)? c, Tensor w_ih, Tensor w_hh, "
     "Tensor? b_ih, Tensor? b_hh, Tensor(c!) output, int vector_bytes) -> ()";
+
+// Padded batches with lengths (seqkern/lengths.py); csrc/ops/lengths_cpu.h has the meanings.
+constexpr const char* kLayoutSchema =
+    "layout(Tensor lengths, int steps, bool batch_first) -> "
+    "(Tensor batch_sizes, Tensor source, Tensor padding, Tensor order, Tensor place)";
+constexpr const char* kGatherSchema = "gather_rows(Tensor padded, Tensor source) -> Tensor";
+constexpr const char* kScatterSchema =
+    "scatter_rows(Tensor rows, Tensor source, Tensor padding) -> Tensor";
 
 // run: forward_cpu or forward_cuda
 template <Cell cell, auto run>
@@ -228,6 +237,15 @@ TORCH_LIBRARY(seqkern, m) {
     m.def(op(cell, kPackSchema).c_str());
     m.def(op(cell, kStreamStepSchema).c_str());
   });
+  m.def(kLayoutSchema);
+  m.def(kGatherSchema);
+  m.def(kScatterSchema);
+}
+
+TORCH_LIBRARY_IMPL(seqkern, CPU, m) {
+  m.impl("layout", layout);
+  m.impl("gather_rows", gather_rows);
+  m.impl("scatter_rows", scatter_rows);
 }
 
 #if defined(SEQKERN_CUDA_HOST)
@@ -243,6 +261,9 @@ TORCH_LIBRARY_IMPL(seqkern, CUDA, m) { implement<Cuda>(m); }
 // Derivatives live in Python, around these operators. Called directly on tensors that require
 // grad, they say so in backward instead of returning no gradient.
 TORCH_LIBRARY_IMPL(seqkern, Autograd, m) {
+  for (const char* name : {"layout", "gather_rows", "scatter_rows"}) {
+    m.impl(name, torch::autograd::autogradNotImplementedFallback());
+  }
   for_each_cell([&](auto cell) {
     m.impl(op(cell, "_forward").c_str(), torch::autograd::autogradNotImplementedFallback());
     m.impl(op(cell, "_backward").c_str(), torch::autograd::autogradNotImplementedFallback());

@@ -128,4 +128,15 @@ const KernelTable& kernels() {
   }
 }
 
+const LayerKernels<Bf16>* bf16_kernels() {
+#ifdef SEQKERN_COMPILED_AVX512_BF16
+  static const bool there = [] {
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx512bf16") > 0;
+  }();
+  if (there && current() == Capability::AVX512) return &AVX512_BF16::bf16_table();
+#endif
+  return nullptr;
+}
+
 }  // namespace seqkern::cpu

@@ -19,9 +19,10 @@ inline constexpr int kGemmRows = max_rows(kGemmVectors);
 inline constexpr int64_t kGemmPanelBytes = 24 << 10, kGemmBlockBytes = 256 << 10;
 
 template <class T>
-constexpr int64_t kGemmColumns = kGemmVectors * Simd<T>::kLanes;
+constexpr int64_t kGemmColumns = kGemmVectors * kLanesOf<T>;
+// In operands, as all of k is below that is not called terms.
 template <class T>
-constexpr int64_t kGemmDepth = kGemmPanelBytes / int64_t(kGemmColumns<T> * sizeof(T));
+constexpr int64_t kGemmDepth = kGemmPanelBytes / int64_t(kGemmColumns<T> * sizeof(Operand<T>));
 inline constexpr int64_t kGemmMaxRows = 512 / kGemmRows * kGemmRows;
 // Terms that a block of rows is made with before the next one's turn: with more a block would have
 // too few rows to read the panels for.
@@ -30,46 +31,59 @@ inline constexpr int64_t kGemmSlab = 512;
 // Vectors of panel p of n columns.
 template <class T>
 SEQKERN_INLINE int64_t gemm_vectors(int64_t p, int64_t n) {
-  const int64_t left = ceil_div(n, Simd<T>::kLanes) - p * kGemmVectors;
+  const int64_t left = ceil_div(n, kLanesOf<T>) - p * kGemmVectors;
   return left < kGemmVectors ? left : kGemmVectors;
 }
 
 template <class T>
+SEQKERN_INLINE int64_t gemm_operands(int64_t terms) {
+  return ceil_div(terms, kOperandTerms<T>);
+}
+
+template <class T>
 int64_t gemm_packed_size(int64_t k, int64_t n) {
-  return k * ceil_div(n, Simd<T>::kLanes) * Simd<T>::kLanes;
+  return gemm_operands<T>(k) * kOperandTerms<T> * ceil_div(n, kLanesOf<T>) * kLanesOf<T>;
 }
 
 template <class T>
 int64_t gemm_scratch_size() {
-  static_assert(kGemmSlab * kGemmColumns<T> <= kGemmBlockBytes / int64_t(sizeof(T)));
+  static_assert(kGemmSlab * kGemmColumns<T> <= kGemmBlockBytes / int64_t(sizeof(Operand<T>)));
   return kGemmBlockBytes / sizeof(T);
 }
 
 // Rows [0, k) of panel p of b [.., n].
 template <class T>
 void gemm_pack_panel(const T* b, int64_t row_stride, int64_t column_stride, int64_t k, int64_t n,
-                     int64_t p, T* panel) {
-  constexpr int kLanes = Simd<T>::kLanes;
+                     int64_t p, T* packed) {
+  constexpr int kLanes = kLanesOf<T>;
+  constexpr int64_t kTerms = kOperandTerms<T>;
+  Operand<T>* panel = operands(packed);
   const int64_t first = p * kGemmColumns<T>, width = gemm_vectors<T>(p, n) * kLanes,
                 columns = n - first < width ? n - first : width;
   const T* from = b + first * column_stride;
-  if (column_stride == 1) {
-    for (int64_t i = 0; i < k; ++i, from += row_stride) {
-      for (int64_t j = 0; j < width; j += kLanes) {
-        const int64_t left = columns - j;
-        store<T>(panel + i * width + j,
-                 left >= kLanes ? load<T>(from + j) : load<T>(from + j, left));
-      }
-    }
-  } else if (row_stride == 1) {
+  if (row_stride == 1 && column_stride != 1 && k % kTerms == 0) {
     for (int64_t j = 0; j < width; j += kLanes) {
-      pack_vector(from + j * column_stride, column_stride, columns - j, k, panel + j, width);
+      pack_vector(operands(from + j * column_stride), column_stride / kTerms, columns - j,
+                  k / kTerms, panel + j, width);
     }
-  } else {
-    for (int64_t i = 0; i < k; ++i, from += row_stride) {
-      for (int64_t j = 0; j < width; ++j) {
-        panel[i * width + j] = j < columns ? from[j * column_stride] : T(0);
+    return;
+  }
+  for (int64_t i = 0; i < k; i += kTerms, from += kTerms * row_stride, panel += width) {
+    if constexpr (kTerms == 1) {
+      if (column_stride == 1) {
+        for (int64_t j = 0; j < width; j += kLanes) {
+          const int64_t left = columns - j;
+          store<T>(panel + j, left >= kLanes ? load<T>(from + j) : load<T>(from + j, left));
+        }
+        continue;
       }
+    } else if (column_stride == 1 && k - i > 1) {
+      for (int64_t j = 0; j < columns; ++j) panel[j] = operand(from + j, row_stride, kTerms);
+      for (int64_t j = columns; j < width; ++j) panel[j] = 0;
+      continue;
+    }
+    for (int64_t j = 0; j < width; ++j) {
+      panel[j] = j < columns ? operand(from + j * column_stride, row_stride, k - i) : 0;
     }
   }
 }
@@ -79,17 +93,18 @@ void gemm_pack(const T* b, int64_t row_stride, int64_t column_stride, int64_t k,
                T* packed, int index, int count) {
   const Range mine = share(ceil_div(n, kGemmColumns<T>), index, count);
   for (int64_t p = mine.begin; p < mine.end; ++p) {
-    gemm_pack_panel(b, row_stride, column_stride, k, n, p, packed + p * kGemmColumns<T> * k);
+    gemm_pack_panel(b, row_stride, column_stride, k, n, p,
+                    packed + p * kGemmColumns<T> * gemm_operands<T>(k) * kOperandTerms<T>);
   }
 }
 
 // c [Rows, columns] = or += a x panel
-template <class T, int Rows, int Vectors, bool Interleaved>
-void gemm_tile(T* c, int64_t ldc, int64_t columns, const T* a, int64_t lda, const T* panel,
+template <class T, int Rows, int Vectors, bool Interleaved, class O>
+void gemm_tile(T* c, int64_t ldc, int64_t columns, const O* a, int64_t lda, const O* panel,
                int64_t k, bool add) {
   constexpr int kLanes = Simd<T>::kLanes;
   Vec<T> total[Rows][Vectors];
-  accumulate<T, Rows, Vectors, Interleaved>(total, a, lda, panel, k);
+  accumulate<T, Rows, Vectors, Interleaved, O>(total, a, lda, panel, k);
   if (columns == Vectors * kLanes) {
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
@@ -111,14 +126,17 @@ void gemm_tile(T* c, int64_t ldc, int64_t columns, const T* a, int64_t lda, cons
 }
 
 template <class T>
-using GemmTile = void (*)(T*, int64_t, int64_t, const T*, int64_t, const T*, int64_t, bool);
+using GemmTile = void (*)(Arithmetic<T>*, int64_t, int64_t, const Operand<T>*, int64_t,
+                          const Operand<T>*, int64_t, bool);
 
 template <class T, bool Interleaved, int Vectors, int Rows = kGemmRows>
 SEQKERN_INLINE GemmTile<T> gemm_tile_of_rows(int64_t rows) {
+  using A = Arithmetic<T>;
+  using O = Operand<T>;
   if constexpr (Rows == 1) {
-    return gemm_tile<T, 1, Vectors, Interleaved>;
+    return gemm_tile<A, 1, Vectors, Interleaved, O>;
   } else {
-    return rows == Rows ? gemm_tile<T, Rows, Vectors, Interleaved>
+    return rows == Rows ? gemm_tile<A, Rows, Vectors, Interleaved, O>
                         : gemm_tile_of_rows<T, Interleaved, Vectors, Rows - 1>(rows);
   }
 }
@@ -152,42 +170,64 @@ inline GemmGrid gemm_grid(int64_t tiles, int64_t panels, int count) {
   return best;
 }
 
-// `rows` rows of a as [tile][k][row], tiles of kGemmRows.
+// `rows` rows of a, of so many terms, as [tile][k][row], tiles of kGemmRows.
 template <class T>
 SEQKERN_INLINE void interleave(const T* a, int64_t row_stride, int64_t column_stride, int64_t rows,
-                               int64_t k, T* to) {
-  constexpr int64_t kTile = kGemmRows * sizeof(T);
+                               int64_t terms, Operand<T>* to) {
+  constexpr int64_t kTile = kGemmRows * sizeof(T), kTerms = kOperandTerms<T>;
+  const int64_t k = gemm_operands<T>(terms);
   int64_t i = 0;
-  if (row_stride == 1) {
-    // Two tiles at once: they share the cache lines, which lie far apart and do not stay.
-    for (; i + 2 * kGemmRows <= rows; i += 2 * kGemmRows) {
-      const T* from = a + i;
-      T *first = to + i * k, *second = first + kGemmRows * k;
-      for (int64_t j = 0; j < k; ++j, from += column_stride) {
-        std::memcpy(first + j * kGemmRows, from, kTile);
-        std::memcpy(second + j * kGemmRows, from + kGemmRows, kTile);
+  if constexpr (kTerms > 1) {
+    for (; i < rows; i += kGemmRows) {
+      const int64_t n = rows - i < kGemmRows ? rows - i : kGemmRows;
+      const T* from = a + i * row_stride;
+      Operand<T>* tile = to + i * k;
+      for (int64_t j = 0; j < terms; j += kTerms, from += kTerms * column_stride) {
+        if (row_stride == 1 && n == kGemmRows && terms - j > 1) {
+          for (int64_t r = 0; r < kGemmRows; ++r)
+            tile[r] = operand(from + r, column_stride, kTerms);
+        } else {
+          for (int64_t r = 0; r < n; ++r) {
+            tile[r] = operand(from + r * row_stride, column_stride, terms - j);
+          }
+        }
+        tile += kGemmRows;
       }
     }
-  }
-  for (; i < rows; i += kGemmRows) {
-    const int64_t n = rows - i < kGemmRows ? rows - i : kGemmRows;
-    const T* from = a + i * row_stride;
-    T* tile = to + i * k;
-    for (int64_t j = 0; j < k; ++j, from += column_stride, tile += kGemmRows) {
-      if (row_stride == 1 && n == kGemmRows) {
-        std::memcpy(tile, from, kTile);
-      } else {
-        for (int64_t r = 0; r < n; ++r) tile[r] = from[r * row_stride];
+    return;
+  } else {
+    if (row_stride == 1) {
+      // Two tiles at once: they share the cache lines, which lie far apart and do not stay.
+      for (; i + 2 * kGemmRows <= rows; i += 2 * kGemmRows) {
+        const T* from = a + i;
+        T *first = to + i * k, *second = first + kGemmRows * k;
+        for (int64_t j = 0; j < k; ++j, from += column_stride) {
+          std::memcpy(first + j * kGemmRows, from, kTile);
+          std::memcpy(second + j * kGemmRows, from + kGemmRows, kTile);
+        }
+      }
+    }
+    for (; i < rows; i += kGemmRows) {
+      const int64_t n = rows - i < kGemmRows ? rows - i : kGemmRows;
+      const T* from = a + i * row_stride;
+      T* tile = to + i * k;
+      for (int64_t j = 0; j < k; ++j, from += column_stride, tile += kGemmRows) {
+        if (row_stride == 1 && n == kGemmRows) {
+          std::memcpy(tile, from, kTile);
+        } else {
+          for (int64_t r = 0; r < n; ++r) tile[r] = from[r * row_stride];
+        }
       }
     }
   }
 }
 
-// Some terms of a thread's part of c.
+// Some k of a thread's part of c.
 template <class T, bool Interleaved>
-void gemm_slab(const GemmArgs<T>& g, Range tiles, Range panels, Range terms, T* scratch) {
-  constexpr int64_t kElements = kGemmBlockBytes / sizeof(T);
-  const int64_t depth = g.k_block > 0 && g.k_block < kGemmDepth<T> ? g.k_block : kGemmDepth<T>;
+void gemm_slab(const GemmArgs<T>& g, Range tiles, Range panels, Range terms, Operand<T>* scratch) {
+  constexpr int64_t kElements = kGemmBlockBytes / sizeof(Operand<T>), kTerms = kOperandTerms<T>;
+  const int64_t k_block = g.k_block / kTerms;
+  const int64_t depth = k_block > 0 && k_block < kGemmDepth<T> ? k_block : kGemmDepth<T>;
   const int64_t end = tiles.end * kGemmRows < g.M ? tiles.end * kGemmRows : g.M;
   const int64_t K = terms.end - terms.begin;
   // Rows of a block: as many as fit; panels of a group: as many as c's block has room for.
@@ -195,9 +235,10 @@ void gemm_slab(const GemmArgs<T>& g, Range tiles, Range panels, Range terms, T* 
                 block = most / kGemmRows * kGemmRows, group = kElements / (block * kGemmColumns<T>);
   for (int64_t row = tiles.begin * kGemmRows; row < end; row += block) {
     const int64_t rows = end - row < block ? end - row : block;
-    const T* a = g.a + row * g.a_row + terms.begin * g.a_column;
+    const T* a = g.a + row * g.a_row + terms.begin * kTerms * g.a_column;
     if constexpr (Interleaved) {
-      interleave(a, g.a_row, g.a_column, rows, K, scratch);
+      const int64_t end = terms.end * kTerms < g.K ? terms.end * kTerms : g.K;
+      interleave(a, g.a_row, g.a_column, rows, end - terms.begin * kTerms, scratch);
     }
     for (int64_t first = panels.begin; first < panels.end; first += group) {
       const int64_t last = panels.end - first < group ? panels.end : first + group;
@@ -207,10 +248,11 @@ void gemm_slab(const GemmArgs<T>& g, Range tiles, Range panels, Range terms, T* 
         const bool add = g.add || terms.begin + k0 > 0;
         for (int64_t p = first; p < last; ++p) {
           const int64_t column = p * kGemmColumns<T>, vectors = gemm_vectors<T>(p, g.N),
-                        width = vectors * Simd<T>::kLanes;
+                        width = vectors * kLanesOf<T>;
           const int64_t columns = g.N - column < width ? g.N - column : width;
-          const T* panel = g.packed + column * g.K + (terms.begin + k0) * width;
-          T* c = g.c + row * g.ldc + column;
+          const Operand<T>* panel =
+              operands(g.packed) + column * gemm_operands<T>(g.K) + (terms.begin + k0) * width;
+          Arithmetic<T>* c = g.c + row * g.ldc + column;
           const GemmTile<T> full = gemm_tile_for<T, Interleaved>(kGemmRows, vectors);
           for (int64_t i = 0; i < rows; i += kGemmRows) {
             const int64_t n = rows - i;
@@ -220,7 +262,8 @@ void gemm_slab(const GemmArgs<T>& g, Range tiles, Range panels, Range terms, T* 
               tile(c + i * g.ldc, g.ldc, columns, scratch + i * K + k0 * kGemmRows, kGemmRows,
                    panel, k, add);
             } else {
-              tile(c + i * g.ldc, g.ldc, columns, a + i * g.a_row + k0, g.a_row, panel, k, add);
+              tile(c + i * g.ldc, g.ldc, columns, operands(a + i * g.a_row) + k0, g.a_row / kTerms,
+                   panel, k, add);
             }
           }
         }
@@ -230,9 +273,10 @@ void gemm_slab(const GemmArgs<T>& g, Range tiles, Range panels, Range terms, T* 
 }
 
 template <class T, bool Interleaved>
-void gemm_slabs(const GemmArgs<T>& g, Range tiles, Range panels, T* scratch) {
-  for (int64_t k = 0; k == 0 || k < g.K; k += kGemmSlab) {
-    const Range terms{k, g.K - k < kGemmSlab ? g.K : k + kGemmSlab};
+void gemm_slabs(const GemmArgs<T>& g, Range tiles, Range panels, Operand<T>* scratch) {
+  const int64_t K = gemm_operands<T>(g.K);
+  for (int64_t k = 0; k == 0 || k < K; k += kGemmSlab) {
+    const Range terms{k, K - k < kGemmSlab ? K : k + kGemmSlab};
     gemm_slab<T, Interleaved>(g, tiles, panels, terms, scratch);
   }
 }
@@ -245,16 +289,16 @@ void gemm_few_rows(const GemmArgs<T>& g, Range tiles, Range panels, T* scratch) 
   const int64_t slab = g.k_block > 0 && g.k_block < kGemmSlab ? g.k_block : kGemmSlab;
   for (int64_t p = panels.begin; p < panels.end; ++p) {
     const int64_t column = p * kGemmColumns<T>, vectors = gemm_vectors<T>(p, g.N),
-                  width = vectors * Simd<T>::kLanes,
+                  width = vectors * kLanesOf<T>,
                   columns = g.N - column < width ? g.N - column : width;
     for (int64_t k0 = 0; k0 == 0 || k0 < g.K; k0 += slab) {
       const int64_t k = g.K - k0 < slab ? g.K - k0 : slab;
       gemm_pack_panel(g.b + k0 * g.b_row, g.b_row, g.b_column, k, g.N, p, scratch);
       for (int64_t row = begin, n; row < end; row += n) {
         n = end - row < kGemmRows ? end - row : kGemmRows;
-        gemm_tile_for<T, false>(n, vectors)(g.c + row * g.ldc + column, g.ldc, columns,
-                                            g.a + row * g.a_row + k0, g.a_row, scratch, k,
-                                            g.add || k0 > 0);
+        gemm_tile_for<T, false>(n, vectors)(
+            g.c + row * g.ldc + column, g.ldc, columns, operands(g.a + row * g.a_row + k0),
+            g.a_row / kOperandTerms<T>, operands(scratch), gemm_operands<T>(k), g.add || k0 > 0);
       }
     }
   }
@@ -270,34 +314,35 @@ void gemm(const GemmArgs<T>& g, T* scratch, int index, int count) {
   const bool collide = g.a_row * sizeof(T) % 4096 == 0 && across.end - across.begin > 4;
   if (!g.packed) {
     gemm_few_rows(g, down, across, scratch);
-  } else if (g.a_column == 1 && !collide) {
-    gemm_slabs<T, false>(g, down, across, scratch);
+  } else if (g.a_column == 1 && !collide && g.K % kOperandTerms<T> == 0) {
+    gemm_slabs<T, false>(g, down, across, operands(scratch));
   } else {
-    gemm_slabs<T, true>(g, down, across, scratch);
+    gemm_slabs<T, true>(g, down, across, operands(scratch));
   }
 }
 
 // to [n] += the sums of a's columns, a [rows, n]. Sums of 8 and of 64 on the way keep the error of
 // long ones down.
 template <class T>
-void add_columns(const T* a, int64_t lda, int64_t rows, int64_t n, T* to) {
-  constexpr int kLanes = Simd<T>::kLanes;
+void add_columns(const T* a, int64_t lda, int64_t rows, int64_t n, Arithmetic<T>* to) {
+  using A = Arithmetic<T>;
+  constexpr int kLanes = Simd<A>::kLanes;
   for (int64_t j = 0; j < n; j += kLanes) {
     const int64_t lanes = n - j < kLanes ? n - j : kLanes;
     const auto row = [&](int64_t i) {
-      return lanes == kLanes ? load<T>(a + i * lda + j) : load<T>(a + i * lda + j, lanes);
+      return lanes == kLanes ? load<A>(a + i * lda + j) : load<A>(a + i * lda + j, lanes);
     };
-    Vec<T> total{};
+    Vec<A> total{};
     for (int64_t i = 0; i < rows;) {
-      Vec<T> block{};
+      Vec<A> block{};
       for (const int64_t end = i + 64 < rows ? i + 64 : rows; i < end;) {
-        Vec<T> sum{};
+        Vec<A> sum{};
         for (const int64_t last = i + 8 < end ? i + 8 : end; i < last; ++i) sum += row(i);
         block += sum;
       }
       total += block;
     }
-    store<T>(to + j, load<T>(to + j, lanes) + total, lanes);
+    store<A>(to + j, load<A>(to + j, lanes) + total, lanes);
   }
 }
 

@@ -27,6 +27,25 @@ struct Worker {
   Barrier* barrier;
 };
 
+// bfloat16. Kernels on it multiply pairs of elements, so that I, H and K must be even, and matrices
+// aligned to a pair.
+struct Bf16 {
+  uint16_t bits;
+};
+
+// The type T of a kernel is that of sequences, weights and saved gates; sums, cell states and gates
+// in the making have the arithmetic's.
+template <typename T>
+struct ArithmeticOf {
+  using type = T;
+};
+template <>
+struct ArithmeticOf<Bf16> {
+  using type = float;
+};
+template <typename T>
+using Arithmetic = typename ArithmeticOf<T>::type;
+
 struct Steps {
   const int64_t* offsets;  // [T + 1]
   int64_t total;           // T
@@ -38,19 +57,21 @@ template <typename T>
 struct ForwardArgs {
   Steps steps;
   int64_t H, K;
-  const T* x;  // chunk [rows, G*H], row stride ldx: W_ih x, no bias
+  const Arithmetic<T>* x;  // chunk [rows, G*H], row stride ldx: W_ih x, no bias
   int64_t ldx;
-  const T* product;  // [B, G*H] or null: W_hh h_{t-1}, ready made, for a chunk of one step
-  const T* bias;     // [G + 1, H]: what is added to x; last row: inside the last gate's product
-  const T* w_hh;     // packed [G*H, K] (pack_gates), unread where product is given
-  const T* w_hr;     // packed [K, H] (pack_gates with one gate), null without projection
-  const T* h_0;      // [B, K]
-  T* output;         // all rows [R, ldo], first K columns
+  // [B, G*H] or null: W_hh h_{t-1}, ready made, for a chunk of one step
+  const Arithmetic<T>* product;
+  // [G + 1, H]: what is added to x; last row: inside the last gate's product
+  const Arithmetic<T>* bias;
+  const T* w_hh;  // packed [G*H, K] (pack_gates), unread where product is given
+  const T* w_hr;  // packed [K, H] (pack_gates with one gate), null without projection
+  const T* h_0;   // [B, K]
+  T* output;      // all rows [R, ldo], first K columns
   int64_t ldo;
-  T* c;       // [B, H] running cell state, c_0 on entry; null where there is none
-  T* gates;   // chunk [rows, S*H] or null: may start where x does
-  T* cells;   // chunk [rows, H] or null: every c_t
-  T* hidden;  // [B, H] scratch with projection: h before it
+  Arithmetic<T>* c;      // [B, H] running cell state, c_0 on entry; null where there is none
+  T* gates;              // chunk [rows, S*H] or null: may start where x does
+  Arithmetic<T>* cells;  // chunk [rows, H] or null: every c_t
+  T* hidden;             // [B, H] scratch with projection: h before it
 };
 
 template <typename T>
@@ -60,29 +81,30 @@ struct BackwardArgs {
   const T* grad_output;  // all rows [R, ldo], first K columns
   const T* output;       // all rows [R, ldo], first K columns
   int64_t ldo;
-  const T* grad_h_n;         // [B, K]
-  const T* gates;            // chunk [rows, S*H]
-  const T* cells;            // all rows [R, H]
-  const T* h_0;              // [B, K]
-  const T* c_0;              // [B, H]
-  const T* w_hh;             // packed [kGradRotation-rotated G*H, K] (pack_rows), null if T == 1
-  const T* w_hr;             // packed [K, H] (pack_rows), null without projection
-  T* grad_state;             // [B, H]: carried over the steps, grad of c_n on entry for the LSTM
-  T* grad_gates;             // chunk [rows, GG*H], GG = kGradGates
-  const T* grad_gates_next;  // [B, GG*H]: those of the step after the chunk, in time's direction
-  T* grad_h;                 // chunk [rows, K] with projection: dLoss/dh_t; else null
-  T* hidden;                 // chunk [rows, H] with projection: h before it; else null
-  T* step_grad_h;            // all rows [R, K] or null: dLoss/dh_t
-  T* step_grad_c;            // all rows [R, H] or null: dLoss/dc_t
+  const Arithmetic<T>* grad_h_n;  // [B, K]
+  const T* gates;                 // chunk [rows, S*H]
+  const Arithmetic<T>* cells;     // all rows [R, H]
+  const T* h_0;                   // [B, K]
+  const Arithmetic<T>* c_0;       // [B, H]
+  const T* w_hh;  // packed [kGradRotation-rotated G*H, K] (pack_rows), null if T == 1
+  const T* w_hr;  // packed [K, H] (pack_rows), null without projection
+  // [B, H]: carried over the steps, grad of c_n on entry for the LSTM
+  Arithmetic<T>* grad_state;
+  T* grad_gates;               // chunk [rows, GG*H], GG = kGradGates
+  const T* grad_gates_next;    // [B, GG*H]: those of the step after the chunk, in time's direction
+  T* grad_h;                   // chunk [rows, K] with projection: dLoss/dh_t; else null
+  T* hidden;                   // chunk [rows, H] with projection: h before it; else null
+  Arithmetic<T>* step_grad_h;  // all rows [R, K] or null: dLoss/dh_t
+  Arithmetic<T>* step_grad_c;  // all rows [R, H] or null: dLoss/dc_t
 };
 
 template <typename T>
 struct ActivateArgs {
   int64_t H, rows;
-  const T* x;        // [rows, G*H]: W_ih x, no bias; may be gates where S = G
-  const T* product;  // [rows, G*H]: W_hh h_{t-1}, no bias; null where x has it
-  const T* bias;     // as in ForwardArgs
-  T* gates;          // [rows, S*H]
+  const Arithmetic<T>* x;        // [rows, G*H]: W_ih x, no bias; may be gates where S = G
+  const Arithmetic<T>* product;  // [rows, G*H]: W_hh h_{t-1}, no bias; null where x has it
+  const Arithmetic<T>* bias;     // as in ForwardArgs
+  T* gates;                      // [rows, S*H]
 };
 
 // One time step of one direction.
@@ -108,8 +130,8 @@ struct GemmArgs {
   int64_t a_row, a_column;
   const T* b;  // element (k, j) at b[k * b_row + j * b_column]
   int64_t b_row, b_column;
-  const T* packed;  // b by gemm_pack; null for few rows of a, which must be contiguous
-  T* c;             // row stride ldc
+  const T* packed;   // b by gemm_pack; null for few rows of a, which must be contiguous
+  Arithmetic<T>* c;  // row stride ldc
   int64_t ldc;
   bool add;
   int64_t k_block;
@@ -142,7 +164,7 @@ struct LayerKernels {
                     T* packed, int index, int count);
   void (*gemm)(const GemmArgs<T>&, T* scratch, int index, int count);
   // to [n] += the sums of the columns of a [rows, n].
-  void (*add_columns)(const T* a, int64_t lda, int64_t rows, int64_t n, T* to);
+  void (*add_columns)(const T* a, int64_t lda, int64_t rows, int64_t n, Arithmetic<T>* to);
 
   // Rows up to which `step` is faster than two large products and the gates.
   int64_t step_rows;
@@ -157,6 +179,12 @@ struct KernelTable {
   LayerKernels<double> f64;
 };
 
+// For bfloat16, where the level in use and the processor have instructions for it; else null.
+const LayerKernels<Bf16>* bf16_kernels();
+
+namespace AVX512_BF16 {
+const LayerKernels<Bf16>& bf16_table();
+}
 namespace DEFAULT {
 const KernelTable& table();
 }

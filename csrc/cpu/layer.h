@@ -48,11 +48,14 @@ struct Source {
 template <class T, int Vectors, class Epilogue>
 SEQKERN_INLINE void for_tiles(int64_t begin, int64_t end, const T* a, int64_t lda, const T* panel,
                               int64_t k, Epilogue&& epilogue) {
-  alignas(64) T out[kMaxRows * Vectors * Simd<T>::kLanes];
+  using A = Arithmetic<T>;
+  constexpr int64_t kTerms = kOperandTerms<T>;
+  alignas(64) A out[kMaxRows * Vectors * kLanesOf<T>];
   const int64_t n = end - begin, tiles = ceil_div(n, max_rows(Vectors));
   for (int64_t i = 0; i < tiles; ++i) {
     const int64_t first = begin + n * i / tiles, rows = begin + n * (i + 1) / tiles - first;
-    product_for<T, Vectors>(int(rows))(out, a + first * lda, lda, panel, k);
+    product_for<A, Vectors, Operand<T>>(int(rows))(out, operands(a + first * lda), lda / kTerms,
+                                                   operands(panel), k / kTerms);
     epilogue(first, rows, out);
   }
 }
@@ -79,11 +82,13 @@ struct Part {
 template <class T, bool Full>
 struct Access {
   int64_t n;  // lanes in use, where not Full
-  SEQKERN_INLINE Vec<T> get(const T* p) const {
+  template <class P>
+  SEQKERN_INLINE Vec<T> get(const P* p) const {
     if constexpr (Full) return load<T>(p);
     return load<T>(p, n);
   }
-  SEQKERN_INLINE void put(T* p, Vec<T> v) const {
+  template <class P>
+  SEQKERN_INLINE void put(P* p, Vec<T> v) const {
     if constexpr (Full) {
       store<T>(p, v);
     } else {
@@ -110,11 +115,12 @@ SEQKERN_INLINE void for_unit_vectors(int64_t p, int64_t units, F&& f) {
 
 template <class C, class T>
 void forward_epilogue(const ForwardArgs<T>& a, const Step& s, int64_t p, int64_t first,
-                      int64_t rows, const Source<T>& recurrent) {
-  using V = Vec<T>;
+                      int64_t rows, const Source<Arithmetic<T>>& recurrent) {
+  using A = Arithmetic<T>;
+  using V = Vec<A>;
   constexpr int G = C::kGates, S = C::kSaved;
   const int64_t H = a.H, chunk_row = s.row - a.steps.offsets[a.steps.begin];
-  for_unit_vectors<T, unit_vectors(G)>(p, H, [&](int64_t unit, int64_t u, auto lanes) {
+  for_unit_vectors<A, unit_vectors(G)>(p, H, [&](int64_t unit, int64_t u, auto lanes) {
     V bias[G + 1];
     for (int g = 0; g <= G; ++g) bias[g] = lanes.get(a.bias + g * H + unit);
     for (int64_t i = 0; i < rows; ++i) {
@@ -130,8 +136,8 @@ void forward_epilogue(const ForwardArgs<T>& a, const Step& s, int64_t p, int64_t
                            unit);
       }
       if constexpr (C::kHasCellState) c = lanes.get(a.c + r * H + unit);
-      C::template activate<Math<T>>(x, q, saved);
-      const V h = C::template combine<Math<T>>(saved, h_prev, c);
+      C::template activate<Math<A>>(x, q, saved);
+      const V h = C::template combine<Math<A>>(saved, h_prev, c);
       if constexpr (C::kHasCellState) {
         lanes.put(a.c + r * H + unit, c);
         if (a.cells) lanes.put(a.cells + row * H + unit, c);
@@ -149,7 +155,8 @@ void forward_epilogue(const ForwardArgs<T>& a, const Step& s, int64_t p, int64_t
 
 template <class C, class T>
 void forward(const ForwardArgs<T>& a, const Worker& worker) {
-  constexpr int G = C::kGates, kVectors = panel_vectors(G), kLanes = Simd<T>::kLanes;
+  using A = Arithmetic<T>;
+  constexpr int G = C::kGates, kVectors = panel_vectors(G), kLanes = kLanesOf<T>;
   const Part part{worker};
   const int64_t H = a.H, K = a.K, batch = a.steps.offsets[1] - a.steps.offsets[0];
   const Range panels = part.panels(num_panels<T>(G, H));
@@ -163,14 +170,14 @@ void forward(const ForwardArgs<T>& a, const Worker& worker) {
         const Range all = part.rows(batch, 0, s.rows);
         if (all.begin < all.end) {
           forward_epilogue<C>(a, s, p, all.begin, all.end - all.begin,
-                              Source<T>{a.product + all.begin * G * H + unit, G * H, kLanes, H});
+                              Source<A>{a.product + all.begin * G * H + unit, G * H, kLanes, H});
         }
         continue;
       }
       const T* panel = a.w_hh + p * panel_size<T>(G, K);
-      const auto epilogue = [&](int64_t first, int64_t rows, const T* out) {
+      const auto epilogue = [&](int64_t first, int64_t rows, const A* out) {
         forward_epilogue<C>(a, s, p, first, rows,
-                            Source<T>{out, kVectors * kLanes, G * kLanes, kLanes});
+                            Source<A>{out, kVectors * kLanes, G * kLanes, kLanes});
       };
       for_tiles<T, kVectors>(old.begin, old.end, a.output + s.before * a.ldo, a.ldo, panel, K,
                              epilogue);
@@ -182,11 +189,11 @@ void forward(const ForwardArgs<T>& a, const Worker& worker) {
       for (int64_t p = mine.begin; p < mine.end; ++p) {
         for_tiles<T, kPlainVectors>(
             all.begin, all.end, a.hidden, H, a.w_hr + p * panel_size<T>(1, H), H,
-            [&](int64_t first, int64_t rows, const T* out) {
-              for_unit_vectors<T, kPlainVectors>(p, K, [&](int64_t unit, int64_t u, auto lanes) {
+            [&](int64_t first, int64_t rows, const A* out) {
+              for_unit_vectors<A, kPlainVectors>(p, K, [&](int64_t unit, int64_t u, auto lanes) {
                 for (int64_t r = 0; r < rows; ++r) {
                   lanes.put(a.output + (s.row + first + r) * a.ldo + unit,
-                            load<T>(out + (r * kPlainVectors + u) * kLanes));
+                            load<A>(out + (r * kPlainVectors + u) * kLanes));
                 }
               });
             });
@@ -202,13 +209,14 @@ void forward(const ForwardArgs<T>& a, const Worker& worker) {
 template <class C, class T>
 void activate(const ActivateArgs<T>& a, const Worker& worker) {
   if constexpr (C::kSaved > 0) {
-    using V = Vec<T>;
+    using A = Arithmetic<T>;
+    using V = Vec<A>;
     constexpr int G = C::kGates, S = C::kSaved;
     const int64_t H = a.H;
     const Range mine = share(a.rows, worker.index, worker.count);
     for (int64_t row = mine.begin; row < mine.end; ++row) {
       for (int64_t p = 0; p < num_panels<T>(G, H); ++p) {
-        for_unit_vectors<T, unit_vectors(G)>(p, H, [&](int64_t unit, int64_t, auto lanes) {
+        for_unit_vectors<A, unit_vectors(G)>(p, H, [&](int64_t unit, int64_t, auto lanes) {
           V x[G], q[G], saved[S];
           for (int g = 0; g < G; ++g) {
             const int64_t i = row * G * H + g * H + unit;
@@ -216,7 +224,7 @@ void activate(const ActivateArgs<T>& a, const Worker& worker) {
             q[g] = a.product ? lanes.get(a.product + i) : V{};
           }
           if constexpr (C::kRecurrentBias) q[G - 1] += lanes.get(a.bias + G * H + unit);
-          C::template activate<Math<T>>(x, q, saved);
+          C::template activate<Math<A>>(x, q, saved);
           for (int k = 0; k < S; ++k) lanes.put(a.gates + row * S * H + k * H + unit, saved[k]);
         });
       }
@@ -227,12 +235,13 @@ void activate(const ActivateArgs<T>& a, const Worker& worker) {
 // dLoss/dh_t before a projection's transpose: recurrent part + grad_output.
 template <class T>
 void projected_grad(const BackwardArgs<T>& a, const Step& s, int64_t p, int64_t first, int64_t rows,
-                    const Source<T>& recurrent) {
+                    const Source<Arithmetic<T>>& recurrent) {
+  using A = Arithmetic<T>;
   const int64_t chunk_row = s.row - a.steps.offsets[a.steps.begin];
-  for_unit_vectors<T, kPlainVectors>(p, a.K, [&](int64_t unit, int64_t u, auto lanes) {
+  for_unit_vectors<A, kPlainVectors>(p, a.K, [&](int64_t unit, int64_t u, auto lanes) {
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t r = first + i;
-      const Vec<T> grad_h =
+      const Vec<A> grad_h =
           lanes.get(recurrent.at(i, u, 0)) + lanes.get(a.grad_output + (s.row + r) * a.ldo + unit);
       lanes.put(a.grad_h + (chunk_row + r) * a.K + unit, grad_h);
       if (a.step_grad_h) lanes.put(a.step_grad_h + (s.row + r) * a.K + unit, grad_h);
@@ -242,11 +251,12 @@ void projected_grad(const BackwardArgs<T>& a, const Step& s, int64_t p, int64_t 
 
 template <class C, class T>
 void backward_epilogue(const BackwardArgs<T>& a, const Step& s, int64_t p, int64_t first,
-                       int64_t rows, const Source<T>& recurrent) {
-  using V = Vec<T>;
+                       int64_t rows, const Source<Arithmetic<T>>& recurrent) {
+  using A = Arithmetic<T>;
+  using V = Vec<A>;
   constexpr int S = C::kSaved, GG = C::kGradGates;
   const int64_t H = a.H, chunk_row = s.row - a.steps.offsets[a.steps.begin];
-  for_unit_vectors<T, kPlainVectors>(p, H, [&](int64_t unit, int64_t u, auto lanes) {
+  for_unit_vectors<A, kPlainVectors>(p, H, [&](int64_t unit, int64_t u, auto lanes) {
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t r = first + i, row = chunk_row + r;
       V saved[S > 0 ? S : 1], d[GG], c{}, c_prev{}, h_prev{}, h{}, grad_state{}, grad_c{};
@@ -268,9 +278,9 @@ void backward_epilogue(const BackwardArgs<T>& a, const Step& s, int64_t p, int64
       if constexpr (C::kHasCellState) {
         c = lanes.get(a.cells + (s.row + r) * H + unit);
         c_prev = lanes.get((r < s.continued ? a.cells + (s.before + r) * H : a.c_0 + r * H) + unit);
-        if (a.hidden) lanes.put(a.hidden + row * H + unit, C::template hidden<Math<T>>(saved, c));
+        if (a.hidden) lanes.put(a.hidden + row * H + unit, C::template hidden<Math<A>>(saved, c));
       }
-      C::template backward<Math<T>>(grad_h, saved, c, c_prev, h_prev, h, grad_state, grad_c, d);
+      C::template backward<Math<A>>(grad_h, saved, c, c_prev, h_prev, h, grad_state, grad_c, d);
       for (int g = 0; g < GG; ++g) lanes.put(a.grad_gates + row * (GG * H) + g * H + unit, d[g]);
       if constexpr (C::kHasCellState || C::kCarriesGradH) {
         lanes.put(a.grad_state + r * H + unit, grad_state);
@@ -285,7 +295,8 @@ void backward_epilogue(const BackwardArgs<T>& a, const Step& s, int64_t p, int64
 
 template <class C, class T>
 void backward(const BackwardArgs<T>& a, const Worker& worker) {
-  constexpr int kLanes = Simd<T>::kLanes;
+  using A = Arithmetic<T>;
+  constexpr int kLanes = kLanesOf<T>;
   const Part part{worker};
   const Steps& steps = a.steps;
   const int64_t H = a.H, K = a.K, batch = steps.offsets[1] - steps.offsets[0];
@@ -308,14 +319,14 @@ void backward(const BackwardArgs<T>& a, const Worker& worker) {
         if (going_on.begin < going_on.end) {
           for_tiles<T, kPlainVectors>(
               going_on.begin, going_on.end, next, width, a.w_hh + p * panel_size<T>(1, k), k,
-              [&](int64_t first, int64_t rows, const T* out) {
-                epilogue(a, s, p, first, rows, Source<T>{out, kPlainVectors * kLanes, kLanes, 0});
+              [&](int64_t first, int64_t rows, const A* out) {
+                epilogue(a, s, p, first, rows, Source<A>{out, kPlainVectors * kLanes, kLanes, 0});
               });
         }
         if (ending.begin < ending.end) {
           epilogue(
               a, s, p, ending.begin, ending.end - ending.begin,
-              Source<T>{a.grad_h_n + ending.begin * K + p * kPlainVectors * kLanes, K, kLanes, 0});
+              Source<A>{a.grad_h_n + ending.begin * K + p * kPlainVectors * kLanes, K, kLanes, 0});
         }
       }
     };
@@ -329,10 +340,10 @@ void backward(const BackwardArgs<T>& a, const Worker& worker) {
       const T* grad_h = a.grad_h + (s.row - steps.offsets[steps.begin]) * K;
       for (int64_t p = mine.begin; p < mine.end; ++p) {
         for_tiles<T, kPlainVectors>(all.begin, all.end, grad_h, K, a.w_hr + p * panel_size<T>(1, K),
-                                    K, [&](int64_t first, int64_t rows, const T* out) {
+                                    K, [&](int64_t first, int64_t rows, const A* out) {
                                       backward_epilogue<C>(
                                           a, s, p, first, rows,
-                                          Source<T>{out, kPlainVectors * kLanes, kLanes, 0});
+                                          Source<A>{out, kPlainVectors * kLanes, kLanes, 0});
                                     });
       }
     }

@@ -29,25 +29,60 @@ constexpr int k_sets(int rows, int vectors) {
   return chains >= 8 ? 1 : chains >= 4 ? 2 : 4;
 }
 
+// What a tile multiplies of a kernel's type: a pair of bfloat16, whose elements follow one another
+// in k. A matrix whose rows are contiguous in k is one of operands as it lies.
+template <class T>
+struct OperandOf {
+  using type = T;
+};
+template <>
+struct OperandOf<Bf16> {
+  using type = uint32_t;
+};
+template <class T>
+using Operand = typename OperandOf<T>::type;
+template <class T>
+inline constexpr int64_t kOperandTerms = sizeof(Operand<T>) / sizeof(T);
+
+template <class T>
+SEQKERN_INLINE const Operand<T>* operands(const T* p) {
+  return reinterpret_cast<const Operand<T>*>(p);
+}
+template <class T>
+SEQKERN_INLINE Operand<T>* operands(T* p) {
+  return reinterpret_cast<Operand<T>*>(p);
+}
+
+// Lanes of a vector of sums, and of operands.
+template <class T>
+inline constexpr int kLanesOf = Simd<Arithmetic<T>>::kLanes;
+
 // Sums a [Rows, k] x panel [k, Vectors*lanes] in registers. Element (r, i) of a lies at
-// a[r * row_stride + i] or, Interleaved, at a[i * row_stride + r].
-template <class T, int Rows, int Vectors, bool Interleaved = false>
-SEQKERN_INLINE void accumulate(Vec<T> (&total)[Rows][Vectors], const T* a, int64_t row_stride,
-                               const T* panel, int64_t k) {
+// a[r * row_stride + i] or, Interleaved, at a[i * row_stride + r]. T is that of the sums, O that of
+// the operands.
+template <class T, int Rows, int Vectors, bool Interleaved = false, class O = T>
+SEQKERN_INLINE void accumulate(Vec<T> (&total)[Rows][Vectors], const O* a, int64_t row_stride,
+                               const O* panel, int64_t k) {
   using V = Vec<T>;
   constexpr int kLanes = Simd<T>::kLanes;
   constexpr int kSets = k_sets(Rows, Vectors);
   V sum[kSets][Rows][Vectors] = {};
   const auto multiply = [&](int set, int64_t i) __attribute__((always_inline)) {
-    const T* w = panel + i * (Vectors * kLanes);
-    V weight[Vectors];
+    const O* w = panel + i * (Vectors * kLanes);
+    Vec<O> weight[Vectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < Vectors; ++v) weight[v] = load<T>(w + v * kLanes);
+    for (int v = 0; v < Vectors; ++v) weight[v] = load<O>(w + v * kLanes);
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
-      const V x = broadcast<T>(Interleaved ? a[i * row_stride + r] : a[r * row_stride + i]);
+      const Vec<O> x = broadcast<O>(Interleaved ? a[i * row_stride + r] : a[r * row_stride + i]);
 #pragma GCC unroll 4
-      for (int v = 0; v < Vectors; ++v) sum[set][r][v] += x * weight[v];
+      for (int v = 0; v < Vectors; ++v) {
+        if constexpr (std::is_same_v<O, T>) {
+          sum[set][r][v] += x * weight[v];
+        } else {
+          sum[set][r][v] = multiply_add(x, weight[v], sum[set][r][v]);
+        }
+      }
     }
   };
   int64_t i = 0;
@@ -70,10 +105,10 @@ SEQKERN_INLINE void accumulate(Vec<T> (&total)[Rows][Vectors], const T* a, int64
 }
 
 // out [Rows, Vectors*lanes] = a [Rows, k] (row stride lda) x panel
-template <class T, int Rows, int Vectors>
-void product(T* out, const T* a, int64_t lda, const T* panel, int64_t k) {
+template <class T, int Rows, int Vectors, class O = T>
+void product(T* out, const O* a, int64_t lda, const O* panel, int64_t k) {
   Vec<T> total[Rows][Vectors];
-  accumulate<T, Rows, Vectors>(total, a, lda, panel, k);
+  accumulate<T, Rows, Vectors, false, O>(total, a, lda, panel, k);
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 4
@@ -83,16 +118,16 @@ void product(T* out, const T* a, int64_t lda, const T* panel, int64_t k) {
   }
 }
 
-template <class T>
-using Product = void (*)(T*, const T*, int64_t, const T*, int64_t);
+template <class T, class O = T>
+using Product = void (*)(T*, const O*, int64_t, const O*, int64_t);
 
-// product<T, rows, Vectors> for rows in [1, max_rows(Vectors)]
-template <class T, int Vectors, int Rows = max_rows(Vectors)>
-SEQKERN_INLINE Product<T> product_for(int rows) {
+// product<T, rows, Vectors, O> for rows in [1, max_rows(Vectors)]
+template <class T, int Vectors, class O = T, int Rows = max_rows(Vectors)>
+SEQKERN_INLINE Product<T, O> product_for(int rows) {
   if constexpr (Rows == 1) {
-    return product<T, 1, Vectors>;
+    return product<T, 1, Vectors, O>;
   } else {
-    return rows == Rows ? product<T, Rows, Vectors> : product_for<T, Vectors, Rows - 1>(rows);
+    return rows == Rows ? product<T, Rows, Vectors, O> : product_for<T, Vectors, O, Rows - 1>(rows);
   }
 }
 
@@ -108,12 +143,22 @@ SEQKERN_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; 
 
 template <class T>
 SEQKERN_INLINE int64_t num_panels(int gates, int64_t units) {
-  return ceil_div(units, unit_vectors(gates) * Simd<T>::kLanes);
+  return ceil_div(units, unit_vectors(gates) * kLanesOf<T>);
 }
 
 template <class T>
 SEQKERN_INLINE int64_t panel_size(int gates, int64_t k) {
-  return k * panel_vectors(gates) * Simd<T>::kLanes;
+  return k * panel_vectors(gates) * kLanesOf<T>;
+}
+
+// The operand of p and, where it has two terms and n is not 1, of what lies `stride` elements on.
+template <class T>
+SEQKERN_INLINE Operand<T> operand(const T* p, int64_t stride, int64_t n) {
+  if constexpr (kOperandTerms<T> == 1) {
+    return *p;
+  } else {
+    return uint32_t(p->bits) | (n > 1 ? uint32_t(p[stride].bits) << 16 : 0);
+  }
 }
 
 // One vector of columns of a panel: lane j of to[i * width] is element i of the j-th row of w
@@ -141,15 +186,21 @@ SEQKERN_INLINE void pack_vector(const T* w, int64_t ldw, int64_t rows, int64_t k
 template <class T>
 void pack_gates(const T* w, int64_t ldw, int gates, int64_t units, int64_t k, T* packed, int index,
                 int count) {
-  constexpr int kLanes = Simd<T>::kLanes;
-  const int vectors = panel_vectors(gates);
-  const Range mine = share(num_panels<T>(gates, units), index, count);
-  for (int64_t p = mine.begin; p < mine.end; ++p) {
-    T* panel = packed + p * panel_size<T>(gates, k);
-    for (int v = 0; v < vectors; ++v) {
-      const int64_t gate = v % gates, first = (p * (vectors / gates) + v / gates) * kLanes;
-      pack_vector(w + (gate * units + first) * ldw, ldw, units - first, k, panel + v * kLanes,
-                  int64_t(vectors) * kLanes);
+  if constexpr (kOperandTerms<T> > 1) {
+    pack_gates(operands(w), ldw / kOperandTerms<T>, gates, units, k / kOperandTerms<T>,
+               operands(packed), index, count);
+    return;
+  } else {
+    constexpr int kLanes = kLanesOf<T>;
+    const int vectors = panel_vectors(gates);
+    const Range mine = share(num_panels<T>(gates, units), index, count);
+    for (int64_t p = mine.begin; p < mine.end; ++p) {
+      T* panel = packed + p * panel_size<T>(gates, k);
+      for (int v = 0; v < vectors; ++v) {
+        const int64_t gate = v % gates, first = (p * (vectors / gates) + v / gates) * kLanes;
+        pack_vector(w + (gate * units + first) * ldw, ldw, units - first, k, panel + v * kLanes,
+                    int64_t(vectors) * kLanes);
+      }
     }
   }
 }
@@ -157,15 +208,15 @@ void pack_gates(const T* w, int64_t ldw, int gates, int64_t units, int64_t k, T*
 template <class T>
 void pack_rows(const T* w, int64_t ldw, int64_t k, int64_t first, int64_t n, T* packed, int index,
                int count) {
-  constexpr int64_t kWidth = kPlainVectors * Simd<T>::kLanes;
+  constexpr int64_t kWidth = kPlainVectors * kLanesOf<T>;
   const Range mine = share(num_panels<T>(1, n), index, count);
   for (int64_t p = mine.begin; p < mine.end; ++p) {
-    T* to = packed + p * panel_size<T>(1, k);
+    Operand<T>* to = operands(packed + p * panel_size<T>(1, k));
     const int64_t columns = n - p * kWidth < kWidth ? n - p * kWidth : kWidth;
-    for (int64_t i = 0; i < k; ++i, to += kWidth) {
+    for (int64_t i = 0; i < k; i += kOperandTerms<T>, to += kWidth) {
       const int64_t row = i + first < k ? i + first : i + first - k;
       const T* from = w + row * ldw + p * kWidth;
-      for (int64_t j = 0; j < columns; ++j) to[j] = from[j];
+      for (int64_t j = 0; j < columns; ++j) to[j] = operand(from + j, ldw, kOperandTerms<T>);
       for (int64_t j = columns; j < kWidth; ++j) to[j] = 0;
     }
   }

@@ -13,10 +13,17 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
+#include "cpu/kernels.h"
+
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+
 #ifndef SEQKERN_CAPABILITY
-#error "compile with -DSEQKERN_CAPABILITY=DEFAULT, AVX2 or AVX512"
+#error "compile with -DSEQKERN_CAPABILITY=DEFAULT, AVX2, AVX512 or AVX512_BF16"
 #endif
 
 #define SEQKERN_INLINE inline __attribute__((always_inline))
@@ -90,6 +97,13 @@ struct Simd<double> {
   };
 };
 
+// Two elements of bfloat16.
+template <>
+struct Simd<uint32_t> {
+  static constexpr int kLanes = kVectorBytes / 4;
+  typedef uint32_t V __attribute__((vector_size(kVectorBytes)));
+};
+
 template <class T>
 using Vec = typename Simd<T>::V;
 
@@ -125,6 +139,47 @@ SEQKERN_INLINE void store(T* p, Vec<T> v, int64_t n) {
   store<T>(lanes, v);
   for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
 }
+
+#if defined(__AVX512BF16__)
+
+template <class T>
+SEQKERN_INLINE Vec<float> load(const Bf16* p) {
+  static_assert(std::is_same_v<T, float>);
+  return (Vec<float>)_mm512_slli_epi32(
+      _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16);
+}
+
+template <class T>
+SEQKERN_INLINE Vec<float> load(const Bf16* p, int64_t n) {
+  const __m256i bits = _mm256_maskz_loadu_epi16(__mmask16((1u << n) - 1), p);
+  return (Vec<float>)_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16);
+}
+
+template <class T>
+SEQKERN_INLINE void store(Bf16* p, Vec<float> v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh((__m512)v));
+}
+
+template <class T>
+SEQKERN_INLINE void store(Bf16* p, Vec<float> v, int64_t n) {
+  _mm256_mask_storeu_epi16(p, __mmask16((1u << n) - 1), (__m256i)_mm512_cvtneps_pbh((__m512)v));
+}
+
+#endif
+
+// sum + x w
+template <class T>
+SEQKERN_INLINE Vec<T> multiply_add(Vec<T> x, Vec<T> w, Vec<T> sum) {
+  return sum + x * w;
+}
+
+// sum + x w for both elements of each lane.
+SEQKERN_INLINE Vec<float> multiply_add(Vec<uint32_t> x, Vec<uint32_t> w, Vec<float> sum);
+#if defined(__AVX512BF16__)
+SEQKERN_INLINE Vec<float> multiply_add(Vec<uint32_t> x, Vec<uint32_t> w, Vec<float> sum) {
+  return (Vec<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)w);
+}
+#endif
 
 // Transposes the square of lanes that the vectors are, by exchanging blocks of 1, 2, 4, ... lanes.
 template <class T>

@@ -41,31 +41,50 @@ class ForkGuard {
   int threads_;
 };
 
+using cpu::Arithmetic;
+using cpu::Bf16;
+
 template <typename T>
-const cpu::LayerKernels<T>& kernels_for(const cpu::KernelTable& table) {
-  if constexpr (std::is_same_v<T, float>) {
-    return table.f32;
+const cpu::LayerKernels<T>& kernels_for() {
+  if constexpr (std::is_same_v<T, Bf16>) {
+    return *cpu::bf16_kernels();
+  } else if constexpr (std::is_same_v<T, float>) {
+    return cpu::kernels().f32;
   } else {
-    return table.f64;
+    return cpu::kernels().f64;
   }
 }
+
+template <typename T>
+constexpr at::ScalarType kTypeOf = c10::CppTypeToScalarType<T>::value;
+template <>
+constexpr at::ScalarType kTypeOf<Bf16> = at::kBFloat16;
+
+template <typename T>
+Arithmetic<T> value(T x) {
+  return x;
+}
+inline float value(Bf16 x) { return c10::detail::f32_from_bits(x.bits); }
 
 // A tensor's elements from the first-th on; null for an undefined tensor.
 template <typename T>
 T* data(const Tensor& tensor, int64_t first = 0) {
-  return tensor.defined() ? tensor.mutable_data_ptr<T>() + first : nullptr;
+  return tensor.defined() ? static_cast<T*>(tensor.mutable_data_ptr()) + first : nullptr;
 }
 
 // The same for what belongs to the caller and is only read.
 template <typename T>
 const T* input_data(const Tensor& tensor, int64_t first = 0) {
-  return tensor.defined() ? tensor.const_data_ptr<T>() + first : nullptr;
+  return tensor.defined() ? static_cast<const T*>(tensor.const_data_ptr()) + first : nullptr;
 }
 
-// What forward and backward have in common: the type of the arithmetic, the plan, the chunks, the
-// team of threads.
+// What forward and backward have in common: the types, the plan, the chunks, the team of threads. T
+// is the type of the kernels, A that of their sums; the caller's tensors may have a third
+// (storage).
 template <typename T>
 struct Run {
+  using A = Arithmetic<T>;
+
   const Layer& s;
   const cpu::LayerKernels<T>& kernels;
   at::TensorOptions storage, compute;
@@ -76,9 +95,9 @@ struct Run {
   Run(const Layer& layer, const at::TensorOptions& options, int width, int panel_units,
       int64_t min_chunk_rows)
       : s(layer),
-        kernels(kernels_for<T>(cpu::kernels())),
+        kernels(kernels_for<T>()),
         storage(options),
-        compute(options.dtype(c10::CppTypeToScalarType<T>::value)),
+        compute(options.dtype(kTypeOf<A>)),
         plan(cpu::make_plan({.B = s.B,
                              .H = s.H,
                              .K = s.K,
@@ -86,38 +105,44 @@ struct Run {
                              .directions = static_cast<int>(s.D),
                              .ragged = s.ragged,
                              .panel_units = panel_units,
-                             .element_size = sizeof(T),
+                             .element_size = sizeof(A),
                              .min_chunk_rows = min_chunk_rows},
                             at::get_num_threads())),
         chunks(s, plan.chunk_rows) {}
 
-  bool converts() const { return storage.dtype() != compute.dtype(); }
+  bool converts() const { return c10::typeMetaToScalarType(storage.dtype()) != kTypeOf<T>; }
 
-  // In the arithmetic's type, contiguous; the tensor itself where it is so already.
-  Tensor in_compute(const Tensor& tensor) const {
-    if (tensor.dtype() == compute.dtype() && tensor.is_contiguous()) return tensor;
-    return tensor.to(compute.dtype()).contiguous();
-  }
   Tensor stored(const Tensor& tensor) const {
-    return converts() ? tensor.to(storage.dtype()) : tensor;
+    return tensor.dtype() == storage.dtype() ? tensor : tensor.to(storage.dtype());
   }
   // Without values.
-  Tensor empty(at::IntArrayRef sizes) const { return empty_cpu(sizes, compute); }
+  template <typename U = A>
+  Tensor empty(at::IntArrayRef sizes) const {
+    return empty_cpu(sizes, storage.dtype(kTypeOf<U>));
+  }
   Tensor absent() const { return empty_cpu({0}, storage); }
   // Memory for n elements that lives as long as the run.
-  T* scratch(int64_t n) {
-    held_.push_back(empty({n}));
-    return held_.back().template mutable_data_ptr<T>();
+  template <typename U>
+  U* scratch(int64_t n) {
+    held_.push_back(empty<U>({n}));
+    return data<U>(held_.back());
   }
-  // A tensor in the arithmetic's type, as memory that lives as long as the run.
-  const T* read(const Tensor& tensor) {
-    held_.push_back(in_compute(tensor));
-    return held_.back().template const_data_ptr<T>();
+  // A tensor's elements in this type, contiguous, as memory that lives as long as the run; those of
+  // the tensor itself where they are so already.
+  template <typename U>
+  const U* read(const Tensor& tensor) {
+    Tensor as = tensor;
+    if (tensor.scalar_type() != kTypeOf<U>) as = as.to(kTypeOf<U>);
+    as = as.contiguous();
+    // Kernels of bfloat16 read pairs.
+    if (reinterpret_cast<uintptr_t>(as.const_data_ptr()) % sizeof(A) != 0) as = as.clone();
+    held_.push_back(as);
+    return input_data<U>(held_.back());
   }
   // A right factor of products with left factors of `rows` rows.
   Factor<T> factor(Matrix<const T> b, int64_t rows) {
     const bool pack = rows > Factor<T>::kFewRows;
-    return {b, pack ? scratch(kernels.gemm_packed_size(b.rows, b.columns)) : nullptr};
+    return {b, pack ? scratch<T>(kernels.gemm_packed_size(b.rows, b.columns)) : nullptr};
   }
 
   cpu::Steps steps(const Chunk& c, int64_t d) const {
@@ -148,7 +173,7 @@ struct Run {
   template <typename F>
   void execute(F&& pass) {
     const int available = at::get_num_threads();
-    T* const scratches = scratch(available * kernels.gemm_scratch_size());
+    T* const scratches = scratch<T>(available * kernels.gemm_scratch_size());
     const int wanted =
         cpu::product_threads(chunks.max_rows(), s.info.gates * s.H, std::max(s.I, s.K), available);
     if (converts() || plan.threads == 1 || plan.threads < wanted) {
@@ -187,13 +212,14 @@ Rows rows_starting(const Layer& s, int64_t d, int64_t t) { return rows_ending(s,
 // [G + 1, H]: what the kernels add outside the products, and in the last row what belongs inside
 // the last gate's (the GRU's b_hn, which the reset gate multiplies).
 template <typename T>
-T* pack_bias(Run<T>& run, const Direction& direction) {
+Arithmetic<T>* pack_bias(Run<T>& run, const Direction& direction) {
+  using A = Arithmetic<T>;
   const Layer& s = run.s;
   const int64_t H = s.H, G = s.info.gates;
-  T* const bias = run.scratch((G + 1) * H);
-  std::fill_n(bias, (G + 1) * H, T(0));
+  A* const bias = run.template scratch<A>((G + 1) * H);
+  std::fill_n(bias, (G + 1) * H, A(0));
   if (s.bias) {
-    const T *in = run.read(direction.b_ih), *rec = run.read(direction.b_hh);
+    const A *in = run.template read<A>(direction.b_ih), *rec = run.template read<A>(direction.b_hh);
     const int64_t outside = (s.info.recurrent_bias ? G - 1 : G) * H;
     for (int64_t i = 0; i < G * H; ++i) bias[i] = i < outside ? in[i] + rec[i] : in[i];
     for (int64_t i = outside; i < G * H; ++i) bias[i + H] = rec[i];
@@ -204,60 +230,72 @@ T* pack_bias(Run<T>& run, const Direction& direction) {
 template <typename T>
 ForwardResult forward(const Layer& s, const Tensor& input, const Tensor& h_0, const Tensor& c_0,
                       Save save) {
+  using A = Arithmetic<T>;
   const bool save_gates = save == Save::Gates;
-  const auto& table = kernels_for<T>(cpu::kernels());
+  const auto& table = kernels_for<T>();
   const int cell = static_cast<int>(s.cell);
   const int64_t H = s.H, K = s.K, G = s.info.gates, S = s.info.saved;
   Run<T> run(s, input.options(), static_cast<int>(G), table.panel_units[cell], kForwardChunkRows);
 
-  const Matrix<const T> x{run.read(input), s.R, s.I, s.I};
-  const T* const h0 = run.read(h_0);
-  Tensor output = run.empty({s.R, s.D * K});
-  Tensor h_n = run.empty({s.D, s.B, K});
+  const Matrix<const T> x{run.template read<T>(input), s.R, s.I, s.I};
+  const T* const h0 = run.template read<T>(h_0);
+  Tensor output = run.template empty<T>({s.R, s.D * K});
+  Tensor h_n = run.template empty<T>({s.D, s.B, K});
   // The running cell state, which ends as c_n.
   Tensor c, cells, gates;
   if (s.info.has_cell_state) {
     c = run.empty({s.D, s.B, H});
-    std::copy_n(run.read(c_0), c.numel(), data<T>(c));
+    std::copy_n(run.template read<A>(c_0), c.numel(), data<A>(c));
     if (save != Save::None) cells = run.empty({s.D, s.R, H});
   }
   if (save_gates) gates = empty_cpu({s.D, s.R, S * H}, run.storage);
 
-  // Gates that need no conversion are computed where they are saved, input product included.
-  const bool in_place = save_gates && S >= G && !run.converts();
-  const int64_t width = save_gates ? std::max(G, S) * H : G * H;
+  // Gates in the arithmetic's type are computed where they are saved, input product included. Those
+  // that the kernels save in another one need a place of their own.
+  constexpr bool same = std::is_same_v<T, A>;
+  const bool in_place = save_gates && S >= G && same && !run.converts();
+  const int64_t width = save_gates && same ? std::max(G, S) * H : G * H;
   const int64_t most = run.chunks.max_rows();
   struct PerDirection {
     Factor<T> from_x, from_h;
     const T *w_hh, *w_hr = nullptr;
-    T *packed_hh = nullptr, *packed_hr = nullptr, *bias, *hidden = nullptr, *product = nullptr;
+    T *packed_hh = nullptr, *packed_hr = nullptr, *hidden = nullptr;
+    A *bias, *product = nullptr;
     Tensor scratch;
   };
   std::vector<PerDirection> dirs(s.D);
   for (int64_t d = 0; d < s.D; ++d) {
     PerDirection& dir = dirs[d];
     const Direction& params = s.directions[d];
-    const Matrix<const T> w_ih{run.read(params.w_ih), G * H, s.I, s.I};
+    const Matrix<const T> w_ih{run.template read<T>(params.w_ih), G * H, s.I, s.I};
     dir.from_x = run.factor(w_ih.transposed(), most);
-    dir.w_hh = run.read(params.w_hh);
+    dir.w_hh = run.template read<T>(params.w_hh);
     dir.bias = pack_bias(run, params);
     if (!in_place) dir.scratch = run.empty({most, width});
     if (s.T == 1) {
       // Packing would take longer than the product: let it be one of the large ones.
-      dir.product = run.scratch(s.B * G * H);
+      dir.product = run.template scratch<A>(s.B * G * H);
       dir.from_h = run.factor(Matrix<const T>{dir.w_hh, G * H, K, K}.transposed(), s.B);
     } else {
-      dir.packed_hh = run.scratch(table.packed_gates_size(G, H, K));
+      dir.packed_hh = run.template scratch<T>(table.packed_gates_size(G, H, K));
     }
     if (s.projection) {
-      dir.w_hr = run.read(params.w_hr);
-      dir.packed_hr = run.scratch(table.packed_gates_size(1, K, H));
-      dir.hidden = run.scratch(s.B * H);
+      dir.w_hr = run.template read<T>(params.w_hr);
+      dir.packed_hr = run.template scratch<T>(table.packed_gates_size(1, K, H));
+      dir.hidden = run.template scratch<T>(s.B * H);
     }
   }
   // The first row of a chunk's activations.
   const auto base = [&](int64_t d, const Chunk& chunk) {
-    return in_place ? data<T>(gates, (d * s.R + chunk.row) * width) : data<T>(dirs[d].scratch);
+    return in_place ? data<A>(gates, (d * s.R + chunk.row) * width) : data<A>(dirs[d].scratch);
+  };
+  const auto saved = [&](int64_t d, const Chunk& chunk) -> T* {
+    if (!save_gates || S == 0) return nullptr;
+    if constexpr (same) {
+      return base(d, chunk);
+    } else {
+      return data<T>(gates, (d * s.R + chunk.row) * S * H);
+    }
   };
 
   run.execute([&](const Team<T>& team) {
@@ -281,7 +319,7 @@ ForwardResult forward(const Layer& s, const Tensor& input, const Tensor& h_0, co
       for (int64_t d = 0; d < s.D; ++d) {
         PerDirection& dir = dirs[d];
         const auto chunk = run.chunks.at(i, d == 1);
-        T* const first = base(d, chunk);
+        A* const first = base(d, chunk);
         team.multiply({first, chunk.rows, G * H, width}, x.from_row(chunk.row, chunk.rows),
                       dir.from_x);
         if (dir.product) {
@@ -301,9 +339,9 @@ ForwardResult forward(const Layer& s, const Tensor& input, const Tensor& h_0, co
             .h_0 = h0 + d * s.B * K,
             .output = data<T>(output, d * K),
             .ldo = s.D * K,
-            .c = data<T>(c, d * s.B * H),
-            .gates = save_gates && S > 0 ? first : nullptr,
-            .cells = data<T>(cells, (d * s.R + chunk.row) * H),
+            .c = data<A>(c, d * s.B * H),
+            .gates = saved(d, chunk),
+            .cells = data<A>(cells, (d * s.R + chunk.row) * H),
             .hidden = dir.hidden,
         };
       }
@@ -311,7 +349,7 @@ ForwardResult forward(const Layer& s, const Tensor& input, const Tensor& h_0, co
       run.directions(team, [&](int64_t d, const cpu::Worker& worker) {
         table.forward[cell](args[d], worker);
       });
-      if (save_gates && S > 0 && !in_place) {
+      if (save_gates && S > 0 && run.converts()) {
         for (int64_t d = 0; d < s.D; ++d) {
           const auto chunk = run.chunks.at(i, d == 1);
           gates[d].narrow(0, chunk.row, chunk.rows).copy_(dirs[d].scratch.narrow(0, 0, chunk.rows));
@@ -334,19 +372,19 @@ ForwardResult forward(const Layer& s, const Tensor& input, const Tensor& h_0, co
   // Each absent result is a tensor of its own: outputs of an operator may not alias.
   return {run.stored(output).view(s.sequence_sizes(s.D * K)), run.stored(h_n),
           c.defined() ? run.stored(c) : run.absent(), gates.defined() ? gates : run.absent(),
-          cells.defined() ? cells : empty_cpu({0}, run.compute)};
+          cells.defined() ? cells : run.empty({0})};
 }
 
 // A sum of n products whose error grows with log n.
 template <typename T>
-T pairwise_dot(const T* a, int64_t a_stride, const T* b, int64_t b_stride, int64_t n) {
+Arithmetic<T> pairwise_dot(const T* a, int64_t a_stride, const T* b, int64_t b_stride, int64_t n) {
   if (n > 8) {
     const int64_t half = n / 2;
     return pairwise_dot(a, a_stride, b, b_stride, half) +
            pairwise_dot(a + half * a_stride, a_stride, b + half * b_stride, b_stride, n - half);
   }
-  T sum = 0;
-  for (int64_t i = 0; i < n; ++i) sum += a[i * a_stride] * b[i * b_stride];
+  Arithmetic<T> sum = 0;
+  for (int64_t i = 0; i < n; ++i) sum += value(a[i * a_stride]) * value(b[i * b_stride]);
   return sum;
 }
 
@@ -356,16 +394,16 @@ T pairwise_dot(const T* a, int64_t a_stride, const T* b, int64_t b_stride, int64
 // written each time, would cost more.) With one column on either side torch's own sum is better
 // still.
 template <typename T>
-void multiply_over_rows(const Team<T>& team, Matrix<T> out, Matrix<const T> a, Factor<T>& factor,
-                        bool add) {
+void multiply_over_rows(const Team<T>& team, Matrix<Arithmetic<T>> out, Matrix<const T> a,
+                        Factor<T>& factor, bool add) {
   if (out.rows == 1 || out.columns == 1) {
     const Matrix<const T>& b = factor.b;
     team.each(out.rows * out.columns, [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
         const int64_t i = n / out.columns, j = n % out.columns;
-        T& to = out.data[i * out.row_stride + j];
-        const T sum = pairwise_dot(a.data + i * a.column_stride, a.row_stride,
-                                   b.data + j * b.column_stride, b.row_stride, a.rows);
+        Arithmetic<T>& to = out.data[i * out.row_stride + j];
+        const Arithmetic<T> sum = pairwise_dot(a.data + i * a.column_stride, a.row_stride,
+                                               b.data + j * b.column_stride, b.row_stride, a.rows);
         to = add ? to + sum : sum;
       }
     });
@@ -377,7 +415,8 @@ void multiply_over_rows(const Team<T>& team, Matrix<T> out, Matrix<const T> a, F
 
 template <typename T>
 BackwardResult backward(const Layer& s, const BackwardInputs& in) {
-  const auto& table = kernels_for<T>(cpu::kernels());
+  using A = Arithmetic<T>;
+  const auto& table = kernels_for<T>();
   const int cell = static_cast<int>(s.cell);
   const CellInfo& info = s.info;
   const int64_t H = s.H, K = s.K, G = info.gates, S = info.saved;
@@ -388,20 +427,21 @@ BackwardResult backward(const Layer& s, const BackwardInputs& in) {
   Run<T> run(s, in.input.options(), info.grad_gates, panel_units, kBackwardChunkRows);
   const bool recompute = S > 0 && in.gates.dim() == 1;
   // Where each gate is a function of one sum, both products go into the gates' own place.
-  const bool in_place = S == G && !info.recurrent_bias;
+  const bool in_place = S == G && !info.recurrent_bias && std::is_same_v<T, A>;
   const bool params = in.needs_params_grad;
 
-  const Matrix<const T> x{run.read(in.input), s.R, s.I, s.I};
-  const Matrix<const T> output{run.read(in.output), s.R, s.D * K, s.D * K};
-  const T *const h0 = run.read(in.h_0), *const grad_h_n = run.read(in.grad_h_n);
-  const T* const grad_output = run.read(in.grad_output);
-  const T *c0 = nullptr, *cells = nullptr;
+  const Matrix<const T> x{run.template read<T>(in.input), s.R, s.I, s.I};
+  const Matrix<const T> output{run.template read<T>(in.output), s.R, s.D * K, s.D * K};
+  const T *const h0 = run.template read<T>(in.h_0), *const grad_output =
+                                                        run.template read<T>(in.grad_output);
+  const A* const grad_h_n = run.template read<A>(in.grad_h_n);
+  const A *c0 = nullptr, *cells = nullptr;
   Tensor grad_state, step_grad_h, step_grad_c;
   if (info.has_cell_state) {
-    c0 = run.read(in.c_0);
-    cells = run.read(in.cells);
+    c0 = run.template read<A>(in.c_0);
+    cells = run.template read<A>(in.cells);
     grad_state = run.empty({s.D, s.B, H});
-    std::copy_n(run.read(in.grad_c_n), grad_state.numel(), data<T>(grad_state));
+    std::copy_n(run.template read<A>(in.grad_c_n), grad_state.numel(), data<A>(grad_state));
   } else if (info.carries_grad_h) {
     grad_state = at::zeros({s.D, s.B, H}, run.compute);
   }
@@ -422,12 +462,12 @@ BackwardResult backward(const Layer& s, const BackwardInputs& in) {
     Factor<T> to_x, from_x, from_h;  // what makes grad_x; what the gates are made from again
     Factor<T> to_h_0[2];             // what makes grad_h_0: W_hh's rows before and after rotation
     Tensor gates;                    // [rows, S*H]: made again, or converted
-    T *x, *product, *bias;      // what gates are made of again, unless they are where they will be
+    A *x, *product, *bias;      // what gates are made of again, unless they are where they will be
     T* grad_gates;              // [rows, GG*H]
     T *next = nullptr, *first;  // [B, GG*H]: of the step after the chunk, of each row's first step
     T *grad_h = nullptr, *hidden = nullptr, *h_prev = nullptr;
     T *packed_x, *packed_h, *packed_hidden;  // a chunk's, as right factors
-    T* grad_b;
+    A* grad_b;
     Tensor grad_w_ih, grad_w_hh, grad_w_hr;
   };
   std::vector<PerDirection> dirs(s.D);
@@ -435,43 +475,45 @@ BackwardResult backward(const Layer& s, const BackwardInputs& in) {
   for (int64_t d = 0; d < s.D; ++d) {
     PerDirection& dir = dirs[d];
     const Direction& weights = s.directions[d];
-    const Matrix<const T> w_ih{run.read(weights.w_ih), G * H, s.I, s.I};
-    dir.w_hh = run.read(weights.w_hh);
+    const Matrix<const T> w_ih{run.template read<T>(weights.w_ih), G * H, s.I, s.I};
+    dir.w_hh = run.template read<T>(weights.w_hh);
     const Matrix<const T> w_hh{dir.w_hh, G * H, K, K};
     if (in.needs_input_grad) dir.to_x = run.factor(w_ih, most);
     dir.to_h_0[0] = run.factor(w_hh.from_row(rotation, head), s.B);
     if (rotation > 0) dir.to_h_0[1] = run.factor(w_hh.from_row(0, rotation), s.B);
-    if (s.T > 1) dir.packed_hh = run.scratch(table.packed_rows_size(G * H, K));
+    if (s.T > 1) dir.packed_hh = run.template scratch<T>(table.packed_rows_size(G * H, K));
     if (recompute) {
       dir.from_x = run.factor(w_ih.transposed(), most);
       dir.from_h = run.factor(w_hh.transposed(), most);
       dir.bias = pack_bias(run, weights);
     }
-    if (recompute || (run.converts() && S > 0)) dir.gates = run.empty({most, S * H});
-    dir.x = recompute && !in_place ? run.scratch(most * G * H) : data<T>(dir.gates);
-    dir.product = recompute && !in_place ? run.scratch(most * G * H) : nullptr;
-    dir.grad_gates = run.scratch(most * width);
-    if (run.chunks.size() > 1) dir.next = run.scratch(s.B * width);
-    dir.first = run.scratch(s.B * width);
+    if (recompute || (run.converts() && S > 0)) dir.gates = run.template empty<T>({most, S * H});
+    const bool beside = recompute && !in_place;
+    dir.x = beside ? run.template scratch<A>(most * G * H) : data<A>(dir.gates);
+    dir.product = beside ? run.template scratch<A>(most * G * H) : nullptr;
+    dir.grad_gates = run.template scratch<T>(most * width);
+    if (run.chunks.size() > 1) dir.next = run.template scratch<T>(s.B * width);
+    dir.first = run.template scratch<T>(s.B * width);
     if (s.projection) {
-      dir.w_hr = run.read(weights.w_hr);
-      dir.packed_hr = run.scratch(table.packed_rows_size(K, H));
-      dir.grad_h = run.scratch(most * K);
-      dir.hidden = run.scratch(most * H);
+      dir.w_hr = run.template read<T>(weights.w_hr);
+      dir.packed_hr = run.template scratch<T>(table.packed_rows_size(K, H));
+      dir.grad_h = run.template scratch<T>(most * K);
+      dir.hidden = run.template scratch<T>(most * H);
     }
     // Padded, the products read h_{t-1} where it lies, in the output.
-    if (s.ragged && (recompute || params)) dir.h_prev = run.scratch(most * K);
+    if (s.ragged && (recompute || params)) dir.h_prev = run.template scratch<T>(most * K);
     if (params) {
-      dir.packed_x = run.scratch(table.gemm_packed_size(most, s.I));
-      dir.packed_h = run.scratch(table.gemm_packed_size(most, K));
+      dir.packed_x = run.template scratch<T>(table.gemm_packed_size(most, s.I));
+      // Of two parts, each of whole operands.
+      dir.packed_h = run.template scratch<T>(table.gemm_packed_size(most + 2, K));
       dir.grad_w_ih = run.empty({G * H, s.I});
       dir.grad_w_hh = run.empty({G * H, K});
       if (s.bias) {
-        dir.grad_b = run.scratch(width);
-        std::fill_n(dir.grad_b, width, T(0));
+        dir.grad_b = run.template scratch<A>(width);
+        std::fill_n(dir.grad_b, width, A(0));
       }
       if (s.projection) {
-        dir.packed_hidden = run.scratch(table.gemm_packed_size(most, H));
+        dir.packed_hidden = run.template scratch<T>(table.gemm_packed_size(most, H));
         dir.grad_w_hr = run.empty({K, H});
       }
     }
@@ -559,7 +601,7 @@ BackwardResult backward(const Layer& s, const BackwardInputs& in) {
         // Added to what other threads may have made: these products have other rows.
         if (in_place) team.wait();
         for (int64_t d = 0; d < s.D; ++d) {
-          T* const to = in_place ? dirs[d].x : dirs[d].product;
+          A* const to = in_place ? dirs[d].x : dirs[d].product;
           for (int n = 0; n < begin[d].count; ++n) {
             const Beginning& rows = begin[d].found[n];
             team.multiply({to + rows.row * G * H, rows.h.rows, G * H, G * H}, rows.h,
@@ -596,13 +638,13 @@ BackwardResult backward(const Layer& s, const BackwardInputs& in) {
             .c_0 = c0 ? c0 + d * s.B * H : nullptr,
             .w_hh = dir.packed_hh,
             .w_hr = dir.packed_hr,
-            .grad_state = data<T>(grad_state, d * s.B * H),
+            .grad_state = data<A>(grad_state, d * s.B * H),
             .grad_gates = dir.grad_gates,
             .grad_gates_next = dir.next,
             .grad_h = dir.grad_h,
             .hidden = dir.hidden,
-            .step_grad_h = data<T>(step_grad_h, d * s.R * K),
-            .step_grad_c = data<T>(step_grad_c, d * s.R * H),
+            .step_grad_h = data<A>(step_grad_h, d * s.R * K),
+            .step_grad_c = data<A>(step_grad_c, d * s.R * H),
         };
       }
       run.directions(team, [&](int64_t d, const cpu::Worker& worker) {
@@ -654,14 +696,14 @@ BackwardResult backward(const Layer& s, const BackwardInputs& in) {
         const Matrix<const T> grad{dir.grad_gates, chunk[d].rows, width, width};
         const Matrix<const T> grad_in = grad.from_column(info.grad_input_offset * H, G * H);
         if (in.needs_input_grad) {
-          team.multiply({data<T>(grad_x, chunk[d].row * s.I), chunk[d].rows, s.I, s.I}, grad_in,
+          team.multiply({data<A>(grad_x, chunk[d].row * s.I), chunk[d].rows, s.I, s.I}, grad_in,
                         dir.to_x, s.D == 2);
         }
         if (!params) continue;
-        multiply_over_rows(team, {data<T>(dir.grad_w_ih), G * H, s.I, s.I}, grad_in, from_x[d],
+        multiply_over_rows(team, {data<A>(dir.grad_w_ih), G * H, s.I, s.I}, grad_in, from_x[d],
                            i > 0);
         // The recurrent columns lie rotated against W_hh's rows: where they do, in two products.
-        const Matrix<T> grad_w_hh{data<T>(dir.grad_w_hh), G * H, K, K};
+        const Matrix<A> grad_w_hh{data<A>(dir.grad_w_hh), G * H, K, K};
         for (int n = 0; n < begin[d].count; ++n) {
           const Beginning& rows = begin[d].found[n];
           const Matrix<const T> grad_rows = grad.from_row(rows.row, rows.h.rows);
@@ -680,7 +722,7 @@ BackwardResult backward(const Layer& s, const BackwardInputs& in) {
           });
         }
         if (s.projection) {
-          multiply_over_rows(team, {data<T>(dir.grad_w_hr), K, H, H},
+          multiply_over_rows(team, {data<A>(dir.grad_w_hr), K, H, H},
                              {dir.grad_h, chunk[d].rows, K, K}, from_hidden[d], i > 0);
         }
       }
@@ -689,7 +731,7 @@ BackwardResult backward(const Layer& s, const BackwardInputs& in) {
     }
 
     for (int64_t d = 0; d < s.D; ++d) {
-      const Matrix<T> to{data<T>(grad_h_0, d * s.B * K), s.B, K, K};
+      const Matrix<A> to{data<A>(grad_h_0, d * s.B * K), s.B, K, K};
       const Matrix<const T> first{dirs[d].first, s.B, width, width};
       team.multiply(to, first.from_column(0, head), dirs[d].to_h_0[0]);
       if (rotation > 0) {
@@ -710,9 +752,9 @@ BackwardResult backward(const Layer& s, const BackwardInputs& in) {
       if (s.bias) {
         // Separate tensors, also where the two are equal: each may be changed in place.
         Tensor grad_b_ih = run.empty({G * H}), grad_b_hh = run.empty({G * H});
-        std::copy_n(dir.grad_b + info.grad_input_offset * H, G * H, data<T>(grad_b_ih));
-        std::copy_n(dir.grad_b, head, data<T>(grad_b_hh, rotation));
-        std::copy_n(dir.grad_b + head, rotation, data<T>(grad_b_hh));
+        std::copy_n(dir.grad_b + info.grad_input_offset * H, G * H, data<A>(grad_b_ih));
+        std::copy_n(dir.grad_b, head, data<A>(grad_b_hh, rotation));
+        std::copy_n(dir.grad_b + head, rotation, data<A>(grad_b_hh));
         out.grad_params.push_back(run.stored(grad_b_ih));
         out.grad_params.push_back(run.stored(grad_b_hh));
       }
@@ -724,6 +766,12 @@ BackwardResult backward(const Layer& s, const BackwardInputs& in) {
   return out;
 }
 
+// Whether there are kernels for the layer's bfloat16, which multiply pairs; else it is converted.
+bool has_bf16(const Layer& s, const Tensor& input) {
+  return input.scalar_type() == at::kBFloat16 && cpu::bf16_kernels() && s.I % 2 == 0 &&
+         s.H % 2 == 0 && s.K % 2 == 0;
+}
+
 }  // namespace
 
 ForwardResult forward_cpu(const Layer& s, const Tensor& input, const Tensor& h_0,
@@ -731,11 +779,13 @@ ForwardResult forward_cpu(const Layer& s, const Tensor& input, const Tensor& h_0
   const Tensor c = c_0.value_or(Tensor());
   if (is_step(s, input)) return forward_step(s, input, h_0, c, save);
   if (input.scalar_type() == at::kDouble) return forward<double>(s, input, h_0, c, save);
+  if (has_bf16(s, input)) return forward<Bf16>(s, input, h_0, c, save);
   return forward<float>(s, input, h_0, c, save);
 }
 
 BackwardResult backward_cpu(const Layer& s, const BackwardInputs& in) {
   if (in.input.scalar_type() == at::kDouble) return backward<double>(s, in);
+  if (has_bf16(s, in.input)) return backward<Bf16>(s, in);
   return backward<float>(s, in);
 }
 

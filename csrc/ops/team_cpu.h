@@ -79,8 +79,8 @@ class Team {
   // c = a b or, with add, c += a b; c's rows are contiguous, a and b have rows or columns that are.
   // Sums have at most `terms` terms each before they are added to c (0: any). Products into one c
   // need no wait between them.
-  void multiply(Matrix<T> c, Matrix<const T> a, Factor<T>& factor, bool add = false,
-                int64_t terms = 0) const {
+  void multiply(Matrix<cpu::Arithmetic<T>> c, Matrix<const T> a, Factor<T>& factor,
+                bool add = false, int64_t terms = 0) const {
     if (c.rows == 0 || c.columns == 0) return;
     const cpu::GemmArgs<T> args{.M = c.rows,
                                 .N = c.columns,

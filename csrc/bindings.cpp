@@ -27,6 +27,7 @@ PYBIND11_MODULE(_C, m) {
     return info;
   });
   m.def("cpu_capabilities", &seqkern::cpu::supported);
+  m.def("cpu_bfloat16", [] { return seqkern::cpu::bf16_kernels() != nullptr; });
   m.def("cpu_capability", [] { return seqkern::cpu::name(seqkern::cpu::current()); });
   m.def(
       "set_cpu_capability", [](const std::string& name) { seqkern::cpu::set_current(name); },

@@ -76,6 +76,8 @@ def check_build(report: Report) -> None:
     report.line("CPU capability", f"{_C.cpu_capability()} in use")
     found, compiled = _C.cpu_capabilities(), info["capabilities"]
     report.line("", f"found {', '.join(found)}; compiled {', '.join(compiled)}")
+    computes = "multiplied in pairs" if _C.cpu_bfloat16() else "converted to float32"
+    report.line("bfloat16", f"{computes} on the CPU")
     forced = os.environ.get(_build.CAPABILITY_VARIABLE)
     if forced:
         report.line("", f"forced by {_build.CAPABILITY_VARIABLE}={forced}")

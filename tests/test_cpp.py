@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import seqkern
-from seqkern import _build_info
+from seqkern import _C, _build_info
 
 SOURCES = sorted((Path(__file__).parent / "cpp").glob("*.cpp"))
 
@@ -16,6 +16,16 @@ SOURCES = sorted((Path(__file__).parent / "cpp").glob("*.cpp"))
 def test_cpp(source, level):
     if level not in seqkern.cpu_capabilities():
         pytest.skip(f"this machine or build has no level {level}")
+    run(source, level)
+
+
+def test_bfloat16_products():
+    if not _C.cpu_bfloat16():
+        pytest.skip("this machine or build has no kernels for bfloat16")
+    run(Path("test_gemm.cpp"), "avx512_bf16")
+
+
+def run(source, level):
     program = Path(_build_info.BUILD_DIR) / "cpp_tests" / f"{source.stem}-{level}"
     if not _build_info.BUILD_DIR or not program.exists():
         pytest.skip("the C++ tests are not built: install with SEQKERN_BUILD_TESTS=1")

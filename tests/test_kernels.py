@@ -6,10 +6,10 @@ import itertools
 
 import pytest
 import torch
-from layers import CELLS, Case, check_levels, gradients
+from layers import CELLS, Case, check_levels, check_runs, gradients
 from tolerances import check
 
-from seqkern import functional, ops, reference
+from seqkern import _C, functional, ops, reference, use_cpu_capability
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Every cell, and the projected LSTM beside them.
@@ -410,3 +410,57 @@ def test_opcheck(cell, direction, sizes):
         torch.library.opcheck(
             ops.BACKWARD[cell], (*grads, *arguments[:-1], output, gates, cells, *flags)
         )
+
+
+# Even sizes, which the kernels of bfloat16 take; rows of a chunk that are even and odd in number.
+PAIRED = (
+    {"T": 1, "B": 1, "I": 2, "H": 2},
+    {"T": 1, "B": 70, "I": 6, "H": 34},
+    {"T": 2, "B": 3, "I": 4, "H": 16},
+    {"T": 7, "B": 5, "I": 10, "H": 30, "D": 2},
+    {"T": 33, "B": 17, "I": 48, "H": 50},
+    {"T": 90, "B": 13, "I": 64, "H": 128},  # several chunks
+    {"T": 5, "B": 9, "I": 18, "H": 20, "bias": False},
+    {"I": 12, "H": 36, "D": 2, "batch_sizes": (9, 9, 8, 3, 3, 1)},
+)
+
+
+@pytest.mark.parametrize(("threads", "save"), ((1, "gates"), (2, "gates"), (3, "states")))
+@pytest.mark.parametrize("shape", PAIRED, ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+def test_bfloat16_in_pairs(cell, shape, threads, save):
+    """Against torch, and against the level that converts, whose rounding is the finer one. (At the
+    kink of relu the least rounding decides for a gradient or none.)"""
+    if not _C.cpu_bfloat16():
+        pytest.skip("this machine or build has no kernels for bfloat16")
+    torch.set_num_threads(threads)
+    case = Case(cell, **shape)
+    contexts = {"pairs": use_cpu_capability("avx512"), "converted": use_cpu_capability("avx2")}
+    results = check_runs(case, torch.bfloat16, contexts, save=save)
+    for name, pairs in results["pairs"].items():
+        if cell == "rnn_relu" and "grad" in name:
+            continue
+        difference = torch.linalg.vector_norm(pairs.double() - results["converted"][name].double())
+        eps = torch.finfo(torch.bfloat16).eps
+        assert difference <= 4 * eps * torch.linalg.vector_norm(pairs.double()), name
+
+
+@pytest.mark.parametrize("P", (4, 5))
+def test_bfloat16_projected(P):
+    torch.set_num_threads(2)
+    for shape in PAIRED[2:4]:
+        check_levels(Case("lstm", P=P, **shape), torch.bfloat16)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_bfloat16_at_odd_addresses(cell):
+    """Pairs are read at addresses that fit them, wherever a tensor begins."""
+    case = Case(cell, T=4, B=3, I=8, H=16)
+    given = case.arguments(torch.bfloat16)
+    shifted = {}
+    for name, tensor in given.items():
+        memory = torch.empty(tensor.numel() + 1, dtype=tensor.dtype)
+        shifted[name] = memory[1:].view(tensor.shape).copy_(tensor)
+    expected = case.call(functional, *given.values())
+    for a, b in zip(case.call(functional, *shifted.values()), expected, strict=True):
+        assert torch.equal(a, b)

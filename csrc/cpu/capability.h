@@ -10,7 +10,10 @@ namespace seqkern::cpu {
 // "avx512".
 enum class Capability { Default, AVX2, AVX512 };
 
-struct KernelTable;  // csrc/cpu/kernels.h
+struct Bf16;  // csrc/cpu/kernels.h
+struct KernelTable;
+template <typename T>
+struct LayerKernels;
 
 const char* name(Capability capability);
 
@@ -28,5 +31,8 @@ void set_current(const std::string& wanted);
 
 // The kernels of the level in use.
 const KernelTable& kernels();
+
+// Those for bfloat16, where that level and the processor have instructions for it; else null.
+const LayerKernels<Bf16>* bf16_kernels();
 
 }  // namespace seqkern::cpu

@@ -61,7 +61,7 @@ void gemm_pack_panel(const T* b, int64_t row_stride, int64_t column_stride, int6
   const int64_t first = p * kGemmColumns<T>, width = gemm_vectors<T>(p, n) * kLanes,
                 columns = n - first < width ? n - first : width;
   const T* from = b + first * column_stride;
-  if (row_stride == 1 && column_stride != 1 && k % kTerms == 0) {
+  if (row_stride == 1 && column_stride != 1 && k % kTerms == 0 && column_stride % kTerms == 0) {
     for (int64_t j = 0; j < width; j += kLanes) {
       pack_vector(operands(from + j * column_stride), column_stride / kTerms, columns - j,
                   k / kTerms, panel + j, width);
@@ -314,7 +314,8 @@ void gemm(const GemmArgs<T>& g, T* scratch, int index, int count) {
   const bool collide = g.a_row * sizeof(T) % 4096 == 0 && across.end - across.begin > 4;
   if (!g.packed) {
     gemm_few_rows(g, down, across, scratch);
-  } else if (g.a_column == 1 && !collide && g.K % kOperandTerms<T> == 0) {
+  } else if (g.a_column == 1 && !collide && g.K % kOperandTerms<T> == 0 &&
+             g.a_row % kOperandTerms<T> == 0) {
     gemm_slabs<T, false>(g, down, across, operands(scratch));
   } else {
     gemm_slabs<T, true>(g, down, across, operands(scratch));

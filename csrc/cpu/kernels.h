@@ -27,8 +27,8 @@ struct Worker {
   Barrier* barrier;
 };
 
-// bfloat16. Kernels on it multiply pairs of elements, so that I, H and K must be even, and matrices
-// aligned to a pair.
+// bfloat16. Layers of it multiply pairs of elements, so that I, H and K must be even, and matrices
+// aligned to a pair; the large products take any size, but for those of few rows.
 struct Bf16 {
   uint16_t bits;
 };
@@ -130,7 +130,8 @@ struct GemmArgs {
   int64_t a_row, a_column;
   const T* b;  // element (k, j) at b[k * b_row + j * b_column]
   int64_t b_row, b_column;
-  const T* packed;   // b by gemm_pack; null for few rows of a, which must be contiguous
+  // b by gemm_pack; null for few rows of a, which must be contiguous, and in bfloat16 of pairs
+  const T* packed;
   Arithmetic<T>* c;  // row stride ldc
   int64_t ldc;
   bool add;
@@ -178,9 +179,6 @@ struct KernelTable {
   LayerKernels<float> f32;
   LayerKernels<double> f64;
 };
-
-// For bfloat16, where the level in use and the processor have instructions for it; else null.
-const LayerKernels<Bf16>* bf16_kernels();
 
 namespace AVX512_BF16 {
 const LayerKernels<Bf16>& bf16_table();

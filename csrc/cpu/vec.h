@@ -142,27 +142,34 @@ SEQKERN_INLINE void store(T* p, Vec<T> v, int64_t n) {
 
 #if defined(__AVX512BF16__)
 
+typedef uint16_t Bf16Bits __attribute__((vector_size(kVectorBytes / 2)));
+
 template <class T>
 SEQKERN_INLINE Vec<float> load(const Bf16* p) {
   static_assert(std::is_same_v<T, float>);
-  return (Vec<float>)_mm512_slli_epi32(
-      _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16);
+  Bf16Bits bits;
+  std::memcpy(&bits, p, sizeof bits);
+  return (Vec<float>)(__builtin_convertvector(bits, Vec<uint32_t>) << 16);
 }
 
 template <class T>
 SEQKERN_INLINE Vec<float> load(const Bf16* p, int64_t n) {
-  const __m256i bits = _mm256_maskz_loadu_epi16(__mmask16((1u << n) - 1), p);
-  return (Vec<float>)_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16);
+  alignas(kVectorBytes) Bf16 lanes[Simd<float>::kLanes] = {};
+  for (int64_t i = 0; i < n; ++i) lanes[i] = p[i];
+  return load<T>(lanes);
 }
 
 template <class T>
 SEQKERN_INLINE void store(Bf16* p, Vec<float> v) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh((__m512)v));
+  const auto bits = _mm512_cvtneps_pbh((__m512)v);
+  std::memcpy(p, &bits, sizeof bits);
 }
 
 template <class T>
 SEQKERN_INLINE void store(Bf16* p, Vec<float> v, int64_t n) {
-  _mm256_mask_storeu_epi16(p, __mmask16((1u << n) - 1), (__m256i)_mm512_cvtneps_pbh((__m512)v));
+  alignas(kVectorBytes) Bf16 lanes[Simd<float>::kLanes];
+  store<T>(lanes, v);
+  for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
 }
 
 #endif

@@ -113,7 +113,8 @@ struct Run {
   bool converts() const { return c10::typeMetaToScalarType(storage.dtype()) != kTypeOf<T>; }
 
   Tensor stored(const Tensor& tensor) const {
-    return tensor.dtype() == storage.dtype() ? tensor : tensor.to(storage.dtype());
+    if (tensor.dtype() == storage.dtype()) return tensor;
+    return empty_cpu(tensor.sizes(), storage).copy_(tensor);
   }
   // Without values.
   template <typename U = A>

@@ -18,7 +18,7 @@ namespace {
 #if defined(SEQKERN_KEEPS_MEMORY)
 
 // Smaller tensors are left to malloc.
-constexpr size_t kLarge = size_t{1} << 20, kGrain = size_t{64} << 10;
+constexpr size_t kLarge = size_t{512} << 10, kGrain = size_t{64} << 10;
 // Blocks begin with a huge page: one fault for 2 MiB, where the system gives them.
 constexpr size_t kPage = size_t{2} << 20;
 // What is kept at most when nothing uses it.

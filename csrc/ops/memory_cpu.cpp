@@ -69,7 +69,7 @@ class Kept {
 
   // Keeps a block, and gives the oldest ones back to the system where there are too many.
   void put(Block block) {
-    if (lock_.test_and_set(std::memory_order_acquire)) {
+    if (block.size > kMostKept || lock_.test_and_set(std::memory_order_acquire)) {
       munmap(block.data, block.size);
       return;
     }

@@ -94,7 +94,7 @@ class Layer(_Function):
 
 class Step(Function):
     """``Step.apply(cell, input, h, c, *params)`` -> the next h, or (h, c): one step of a cell in
-    plain eager mode, where it costs half of what ``Layer`` and the views around it do.
+    plain eager mode, as one node instead of ``Layer`` and the views around it.
 
     input is ``[B, I]``, h and c ``[B, H]``; c is None for cells without it.
     """

@@ -172,20 +172,11 @@ SEQKERN_INLINE void store(Bf16* p, Vec<float> v, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
 }
 
-#endif
-
-// sum + x w
-template <class T>
-SEQKERN_INLINE Vec<T> multiply_add(Vec<T> x, Vec<T> w, Vec<T> sum) {
-  return sum + x * w;
-}
-
 // sum + x w for both elements of each lane.
-SEQKERN_INLINE Vec<float> multiply_add(Vec<uint32_t> x, Vec<uint32_t> w, Vec<float> sum);
-#if defined(__AVX512BF16__)
 SEQKERN_INLINE Vec<float> multiply_add(Vec<uint32_t> x, Vec<uint32_t> w, Vec<float> sum) {
   return (Vec<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)w);
 }
+
 #endif
 
 // Transposes the square of lanes that the vectors are, by exchanging blocks of 1, 2, 4, ... lanes.

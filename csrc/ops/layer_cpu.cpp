@@ -45,17 +45,6 @@ using cpu::Arithmetic;
 using cpu::Bf16;
 
 template <typename T>
-const cpu::LayerKernels<T>& kernels_for() {
-  if constexpr (std::is_same_v<T, Bf16>) {
-    return *cpu::bf16_kernels();
-  } else if constexpr (std::is_same_v<T, float>) {
-    return cpu::kernels().f32;
-  } else {
-    return cpu::kernels().f64;
-  }
-}
-
-template <typename T>
 constexpr at::ScalarType kTypeOf = c10::CppTypeToScalarType<T>::value;
 template <>
 constexpr at::ScalarType kTypeOf<Bf16> = at::kBFloat16;
@@ -92,10 +81,10 @@ struct Run {
   Chunks chunks;
   ForkGuard guard;
 
-  Run(const Layer& layer, const at::TensorOptions& options, int width, int panel_units,
-      int64_t min_chunk_rows)
+  Run(const cpu::LayerKernels<T>& table, const Layer& layer, const at::TensorOptions& options,
+      int width, int panel_units, int64_t min_chunk_rows)
       : s(layer),
-        kernels(kernels_for<T>()),
+        kernels(table),
         storage(options),
         compute(options.dtype(kTypeOf<A>)),
         plan(cpu::make_plan({.B = s.B,
@@ -229,14 +218,14 @@ Arithmetic<T>* pack_bias(Run<T>& run, const Direction& direction) {
 }
 
 template <typename T>
-ForwardResult forward(const Layer& s, const Tensor& input, const Tensor& h_0, const Tensor& c_0,
-                      Save save) {
+ForwardResult forward(const cpu::LayerKernels<T>& table, const Layer& s, const Tensor& input,
+                      const Tensor& h_0, const Tensor& c_0, Save save) {
   using A = Arithmetic<T>;
   const bool save_gates = save == Save::Gates;
-  const auto& table = kernels_for<T>();
   const int cell = static_cast<int>(s.cell);
   const int64_t H = s.H, K = s.K, G = s.info.gates, S = s.info.saved;
-  Run<T> run(s, input.options(), static_cast<int>(G), table.panel_units[cell], kForwardChunkRows);
+  Run<T> run(table, s, input.options(), static_cast<int>(G), table.panel_units[cell],
+             kForwardChunkRows);
 
   const Matrix<const T> x{run.template read<T>(input), s.R, s.I, s.I};
   const T* const h0 = run.template read<T>(h_0);
@@ -415,9 +404,9 @@ void multiply_over_rows(const Team<T>& team, Matrix<Arithmetic<T>> out, Matrix<c
 }
 
 template <typename T>
-BackwardResult backward(const Layer& s, const BackwardInputs& in) {
+BackwardResult backward(const cpu::LayerKernels<T>& table, const Layer& s,
+                        const BackwardInputs& in) {
   using A = Arithmetic<T>;
-  const auto& table = kernels_for<T>();
   const int cell = static_cast<int>(s.cell);
   const CellInfo& info = s.info;
   const int64_t H = s.H, K = s.K, G = info.gates, S = info.saved;
@@ -425,7 +414,7 @@ BackwardResult backward(const Layer& s, const BackwardInputs& in) {
   const int64_t rotation = info.grad_rotation * H, head = G * H - rotation;
   // Plain panels hold as many units as those of a cell with one gate.
   const int panel_units = table.panel_units[static_cast<int>(Cell::RnnTanh)];
-  Run<T> run(s, in.input.options(), info.grad_gates, panel_units, kBackwardChunkRows);
+  Run<T> run(table, s, in.input.options(), info.grad_gates, panel_units, kBackwardChunkRows);
   const bool recompute = S > 0 && in.gates.dim() == 1;
   // Where each gate is a function of one sum, both products go into the gates' own place.
   const bool in_place = S == G && !info.recurrent_bias && std::is_same_v<T, A>;
@@ -767,10 +756,10 @@ BackwardResult backward(const Layer& s, const BackwardInputs& in) {
   return out;
 }
 
-// Whether there are kernels for the layer's bfloat16, which multiply pairs; else it is converted.
-bool has_bf16(const Layer& s, const Tensor& input) {
-  return input.scalar_type() == at::kBFloat16 && cpu::bf16_kernels() && s.I % 2 == 0 &&
-         s.H % 2 == 0 && s.K % 2 == 0;
+// Kernels for the layer's bfloat16, which multiply pairs; null where it is converted.
+const cpu::LayerKernels<Bf16>* bf16_kernels(const Layer& s, const Tensor& input) {
+  const bool pairs = s.I % 2 == 0 && s.H % 2 == 0 && s.K % 2 == 0;
+  return input.scalar_type() == at::kBFloat16 && pairs ? cpu::bf16_kernels() : nullptr;
 }
 
 }  // namespace
@@ -779,15 +768,17 @@ ForwardResult forward_cpu(const Layer& s, const Tensor& input, const Tensor& h_0
                           const std::optional<Tensor>& c_0, Save save) {
   const Tensor c = c_0.value_or(Tensor());
   if (is_step(s, input)) return forward_step(s, input, h_0, c, save);
-  if (input.scalar_type() == at::kDouble) return forward<double>(s, input, h_0, c, save);
-  if (has_bf16(s, input)) return forward<Bf16>(s, input, h_0, c, save);
-  return forward<float>(s, input, h_0, c, save);
+  if (const auto* bf16 = bf16_kernels(s, input)) return forward(*bf16, s, input, h_0, c, save);
+  const cpu::KernelTable& table = cpu::kernels();
+  if (input.scalar_type() == at::kDouble) return forward(table.f64, s, input, h_0, c, save);
+  return forward(table.f32, s, input, h_0, c, save);
 }
 
 BackwardResult backward_cpu(const Layer& s, const BackwardInputs& in) {
-  if (in.input.scalar_type() == at::kDouble) return backward<double>(s, in);
-  if (has_bf16(s, in.input)) return backward<Bf16>(s, in);
-  return backward<float>(s, in);
+  if (const auto* bf16 = bf16_kernels(s, in.input)) return backward(*bf16, s, in);
+  const cpu::KernelTable& table = cpu::kernels();
+  if (in.input.scalar_type() == at::kDouble) return backward(table.f64, s, in);
+  return backward(table.f32, s, in);
 }
 
 }  // namespace seqkern::ops

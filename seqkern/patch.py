@@ -10,6 +10,8 @@ import contextlib
 import functools
 import threading
 
+from torch.nn.utils import parametrize
+
 from seqkern.convert import SEQKERN_CLASSES, TORCH_CLASSES
 from seqkern.imports import after_import
 
@@ -29,7 +31,7 @@ class patch(contextlib.ContextDecorator):
     (``seqkern.convert`` is for them), nor are subclasses of ``torch.nn``'s classes, whenever they
     were defined. ``torch.compile(fullgraph=True)`` takes these and modules built before too: a patch
     sets ``torch._dynamo.config.allow_rnn`` and restores it. ``type(module)`` is seqkern's class always;
-    only ``torch.ao``, whose quantization goes by it, is told torch's while a patch is on.
+    only ``torch.ao``, whose quantization and pruning go by it, is told torch's while a patch is on.
 
     Example::
 
@@ -76,7 +78,7 @@ def _install() -> contextlib.ExitStack:
             torchs.__init__ = _constructor(torchs, ours)
         for names, tell in (
             (r"torch\._dynamo\.config", _allow_rnn),
-            # parametrize has type_before_parametrizations, which is the other way torch.ao asks.
+            # parametrize too, for those who take type_before_parametrizations from there.
             (r"torch\.ao\..*|torch\.nn\.utils\.parametrize", _answer_as_torch),
         ):
             undo.callback(after_import(names, functools.partial(tell, undo)))
@@ -121,10 +123,25 @@ class _Type(metaclass=_AnswersAsTorch):
     pass
 
 
+_type_before_parametrizations = parametrize.type_before_parametrizations
+
+
+@functools.wraps(_type_before_parametrizations)
+def _answers_as_torch(module):
+    kind = _type_before_parametrizations(module)
+    # Who has imported it from parametrize meanwhile keeps it.
+    return TORCH_CLASSES.get(kind, kind) if _started else kind
+
+
 def _answer_as_torch(undo: contextlib.ExitStack, module) -> None:
-    """Quantization chooses by ``type(module)``, which it asks in dozens of places and functions that
-    programs have imported long ago. A global of that name comes before the builtin; a module that has
-    one of its own keeps it."""
+    """Quantization and pruning choose by ``type(module)``, which they ask in dozens of places and functions
+    that programs have imported long ago. A global of that name comes before the builtin; a module that has
+    one of its own keeps it. The other way is ``type_before_parametrizations``, which looks at bases."""
     if "type" not in vars(module):
         module.type = _Type
         undo.callback(vars(module).pop, "type", None)
+    if "type_before_parametrizations" in vars(module):
+        module.type_before_parametrizations = _answers_as_torch
+        undo.callback(
+            setattr, module, "type_before_parametrizations", _type_before_parametrizations
+        )

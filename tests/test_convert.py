@@ -645,6 +645,48 @@ assert type(torchs) is nn.LSTM and torch.equal(y, expected)
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_structured_pruning_in_a_patch():
+    """torch.ao asks for the type before parametrizations, which is a base of the module's class."""
+    from torch.ao.pruning._experimental.pruner import LSTMSaliencyPruner
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.LSTM(4, 6, 2)
+            self.head = nn.Linear(6, 3)
+
+        def forward(self, x):
+            output, _ = self.layers(x)
+            return self.head(output)
+
+    def pruned():
+        torch.manual_seed(0)
+        model, x = Model(), torch.randn(5, 2, 4)
+        pruner = LSTMSaliencyPruner({"sparsity_level": 0.5})
+        names = [f"layers.weight_{w}_l{layer}" for w in ("ih", "hh") for layer in (0, 1)]
+        pruner.prepare(model, [{"tensor_fqn": name} for name in names])
+        pruner.enable_mask_update = True
+        pruner.step()
+        return model.layers, pruner.prune(), x
+
+    torchs, expected, x = pruned()
+    with seqkern.patch():
+        ours, model, _ = pruned()
+    assert isinstance(ours, seqkern.LSTM) and not isinstance(torchs, seqkern.LSTM)
+    assert model.layers.weight_hh_l1.shape == expected.layers.weight_hh_l1.shape == (12, 3)
+    torch.testing.assert_close(model.state_dict(), expected.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(model(x), expected(x))
+
+    before = nn.utils.parametrize.type_before_parametrizations
+    nn.utils.parametrize.register_parametrization(ours, "weight_ih_l0", nn.Identity())
+    assert before(ours) is seqkern.LSTM
+    with seqkern.patch():
+        told = nn.utils.parametrize.type_before_parametrizations
+        assert told(ours) is EARLY["LSTM"]
+    assert told(ours) is before(ours) is nn.utils.parametrize.type_before_parametrizations(ours)
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_what_torch_ao_does_with_type(fbgemm):
     with seqkern.patch():
         told = sys.modules["torch.ao.quantization.quantize"].type

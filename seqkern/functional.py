@@ -302,6 +302,12 @@ def layer(
         or (_functorch_active() and torch.compiler.is_dynamo_compiling())
     ):
         return _without_kernel(cell, input, batch_sizes, h_0, c_0, params)
+    if _exporting():
+        return _EXPORTED[cell](input, batch_sizes, h_0, c_0, params, save)
+    return _with_kernel(cell, input, batch_sizes, h_0, c_0, params, save)
+
+
+def _with_kernel(cell, input, batch_sizes, h_0, c_0, params, save) -> tuple[Tensor, ...]:
     if torch.is_grad_enabled() and (
         input.requires_grad
         or h_0.requires_grad
@@ -315,6 +321,29 @@ def layer(
             tensors = _distinct(tensors)
         return Layer.apply(cell, save, batch_sizes, *tensors)[:3]
     return FORWARD[cell](input, batch_sizes, h_0, c_0, params, "none")[:3]
+
+
+_library = torch.library.Library("seqkern", "FRAGMENT")
+
+
+def _exported(cell: str):
+    """What stands for a layer in an exported program: one operator made of others, as torch's own are, so
+    that the program can be differentiated. (Of a Function an export keeps the forward pass alone.)"""
+
+    def run(input, batch_sizes, h_0, c_0, params, save):
+        # An export too asks what it is made of.
+        call = _with_kernel if _exporting() else layer
+        return call(cell, input, batch_sizes, h_0, c_0, params, save=save)
+
+    _library.define(
+        f"{cell}(Tensor input, Tensor? batch_sizes, Tensor h_0, Tensor? c_0, Tensor[] params, str save) "
+        "-> (Tensor output, Tensor h_n, Tensor c_n)"
+    )
+    _library.impl(cell, run, "CompositeImplicitAutograd")
+    return getattr(torch.ops.seqkern, cell).default
+
+
+_EXPORTED = {cell: _exported(cell) for cell in FORWARD}
 
 
 def _distinct(tensors) -> list[Tensor | None]:

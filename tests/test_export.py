@@ -35,16 +35,70 @@ def check_same(function, module, with_lengths):
 @pytest.mark.parametrize("with_lengths", (False, True), ids=("padded", "lengths"))
 @pytest.mark.parametrize("kind, kwargs", LAYERS, ids=[kind for kind, _ in LAYERS])
 def test_export(kind, kwargs, with_lengths, strict, tmp_path):
-    """In this process and from a file. The layers are seqkern's operators in the graph."""
+    """In this process and from a file. The layers are seqkern's operators in the graph, for lengths too."""
     module = getattr(seqkern, kind)(3, 4, **kwargs).eval()
     program = exported(module, with_lengths, strict)
-    graphs = [m for m in program.graph_module.modules() if isinstance(m, torch.fx.GraphModule)]
-    nodes = [node for m in graphs for node in m.graph.nodes]
-    ops = [n for n in nodes if str(n.target).startswith("seqkern") and "_forward" in str(n.target)]
-    assert len(ops) == module.num_layers
+    assert operators(program) == [OPERATORS[kind]] * module.num_layers
     check_same(program.module(), module, with_lengths)
     torch.export.save(program, tmp_path / "layer.pt2")
     check_same(torch.export.load(tmp_path / "layer.pt2").module(), module, with_lengths)
+    check_same(torch.export.unflatten(program), module, with_lengths)
+
+
+OPERATORS = {"LSTM": "seqkern.lstm", "GRU": "seqkern.gru", "RNN": "seqkern.rnn_tanh"}
+
+
+def operators(program) -> list[str]:
+    """seqkern's, in the graph itself: none may be hidden in a graph within it."""
+    targets = [str(node.target).removesuffix(".default") for node in program.graph.nodes]
+    return [target for target in targets if target.startswith("seqkern")]
+
+
+@pytest.mark.parametrize("strict", (False, True), ids=("non-strict", "strict"))
+@pytest.mark.parametrize("with_lengths", (False, True), ids=("padded", "lengths"))
+@pytest.mark.parametrize("kind, kwargs", LAYERS, ids=[kind for kind, _ in LAYERS])
+def test_gradients(kind, kwargs, with_lengths, strict):
+    """An exported program can be trained, as it is and compiled, and its gradients be differentiated."""
+    module = getattr(seqkern, kind)(3, 4, dtype=torch.float64, **kwargs)
+    x = FIRST[0].double()
+    lengths = {"lengths": FIRST[1]} if with_lengths else {}
+    program = torch.export.export(module, (x,), lengths, strict=strict).module()
+
+    def gradients(module, function, create_graph=False):
+        input = x.clone().requires_grad_()
+        output = function(input, **lengths)[0]
+        wanted = (input, *module.parameters())
+        return torch.autograd.grad(output.square().sum(), wanted, create_graph=create_graph)
+
+    expected = gradients(module, module)
+    torch.testing.assert_close(gradients(program, program), expected)
+    compiled = torch.compile(program, backend="aot_eager")
+    torch.testing.assert_close(gradients(program, compiled), expected)
+    first = gradients(program, program, create_graph=True)[0]
+    second = torch.autograd.grad(first.sum(), list(program.parameters()))
+    first = gradients(module, module, create_graph=True)[0]
+    torch.testing.assert_close(second, torch.autograd.grad(first.sum(), list(module.parameters())))
+
+
+@pytest.mark.parametrize("kind", ("LSTMCell", "GRUCell", "RNNCell"))
+def test_cells(kind):
+    cell, x = getattr(seqkern, kind)(3, 4), torch.randn(5, 3)
+    program = torch.export.export(cell, (x,))
+    assert len(operators(program)) == 1
+    torch.testing.assert_close(program.module()(x), cell(x))
+    again = torch.export.export(program.module(), (x,)).run_decompositions()
+    assert [op.removesuffix("_forward") for op in operators(again)] == operators(program)
+    torch.testing.assert_close(again.module()(x), cell(x))
+
+
+def test_exported_program_under_autocast():
+    lstm, x = seqkern.LSTM(3, 4), FIRST[0]
+    program = torch.export.export(lstm, (x,)).module()
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = lstm(x)
+        torch.testing.assert_close(program(x), expected, rtol=0, atol=0)
+        inside = torch.export.export(lstm, (x,)).module()
+    torch.testing.assert_close(inside(x), expected, rtol=0, atol=0)
 
 
 def test_exported_lengths_out_of_range():

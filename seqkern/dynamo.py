@@ -1,8 +1,11 @@
-"""What Dynamo (``torch.compile``, ``torch.export``) has to be told.
+"""What Dynamo and Inductor (``torch.compile``, ``torch.export``) have to be told.
 
 Dynamo breaks the graph on every ``nn.LSTM``, ``nn.GRU`` and ``nn.RNN`` unless ``torch._dynamo.config.allow_rnn``
 is set. seqkern's layers are subclasses of these, as programs ask with ``isinstance`` whether a state has a c;
 and they compile, as torch's do not (its LSTM has no gradient then). So the setting is made for them alone.
+
+Inductor calls operators that it does not know as they are, unless its ``implicit_fallbacks`` are off: then only
+those of a list.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import functools
 import warnings
 
 from seqkern.imports import after_import
+from seqkern.ops import BACKWARD, FORWARD, STEP
 
 __all__ = ["accept"]
 
@@ -38,3 +42,13 @@ def accept(layers: type) -> None:
         builder.VariableBuilder.wrap_module = wrap_module
 
     after_import(r"torch\._dynamo\.variables\.builder", install, once=True)
+
+
+def _name_operators(lowering) -> None:
+    names = getattr(lowering, "FALLBACK_ALLOW_LIST", None)
+    if names is not None:  # private; by default nobody asks
+        for operators in (FORWARD, BACKWARD, STEP):
+            names.update(operator.name().partition(".")[0] for operator in operators.values())
+
+
+after_import(r"torch\._inductor\.lowering", _name_operators, once=True)

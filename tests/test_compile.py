@@ -190,3 +190,22 @@ def test_an_unknown_dynamo_is_left_as_it_is(monkeypatch):
     with pytest.warns(UserWarning, match="does not know this version of Dynamo"):
         dynamo.accept(nn.RNNBase)
     assert not hasattr(builder.VariableBuilder, "wrap_module")
+
+
+@pytest.mark.parametrize("kind", ("LSTM", "GRU", "RNN", "LSTMCell"))
+def test_without_implicit_fallbacks(kind):
+    """Where Inductor refuses operators that nobody has named."""
+    module = getattr(seqkern, kind)(4, 6)
+    x = torch.randn(*(3, 4) if "Cell" in kind else (5, 3, 4), requires_grad=True)
+
+    def run(function):
+        result = function(x)
+        loss = (result[0] if isinstance(result, tuple) else result).sum()
+        return loss, *torch.autograd.grad(loss, [x, *module.parameters()])
+
+    expected = run(module)
+    torch.compiler.reset()
+    with torch._inductor.config.patch(implicit_fallbacks=False, force_disable_caches=True):
+        torch.testing.assert_close(run(torch.compile(module, fullgraph=True)), expected)
+        with torch.no_grad():
+            torch.testing.assert_close(torch.compile(module, fullgraph=True)(x), module(x))

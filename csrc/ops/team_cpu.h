@@ -33,7 +33,7 @@ struct Factor {
   bool stale = true;
 
   // Left factors of no more rows than this do not pay for a packed copy that goes through memory.
-  static constexpr int64_t kFewRows = 64;
+  static constexpr int64_t kFewRows = 384;
 };
 
 // Work goes in phases, which wait() parts. A team in a region is one of its threads, and each calls

@@ -13,7 +13,7 @@ computes the gates again, in one large product for many steps.
 
 float32, float64, bfloat16 and float16 run the kernels on the CPU and, where the build has them
 (``python -m seqkern doctor``), on CUDA devices; the two short ones with float32 arithmetic and a
-float32 cell state (bfloat16 on CPUs with AVX-512 BF16: products of it with float32 sums, where I, H
+float32 cell state (bfloat16 on CPUs with AVX-512 BF16: products of it with float32 sums, where H
 and K are even). Everything else runs ``seqkern.reference``: other dtypes, a forward-mode
 differentiation level (``torch.func.jvp``), ``torch.func`` transforms inside of a ``torch.compile``
 graph, and devices without kernels, for which a warning is given once.

@@ -412,7 +412,8 @@ def test_opcheck(cell, direction, sizes):
         )
 
 
-# Even sizes, which the kernels of bfloat16 take; rows of a chunk that are even and odd in number.
+# Even H and K, which the kernels of bfloat16 take, and any I; rows of a chunk that are even and odd
+# in number.
 PAIRED = (
     {"T": 1, "B": 1, "I": 2, "H": 2},
     {"T": 1, "B": 70, "I": 6, "H": 34},
@@ -421,6 +422,11 @@ PAIRED = (
     {"T": 33, "B": 17, "I": 48, "H": 50},
     {"T": 90, "B": 13, "I": 64, "H": 128},  # several chunks
     {"T": 5, "B": 9, "I": 18, "H": 20, "bias": False},
+    {"T": 1, "B": 1, "I": 3, "H": 4},
+    {"T": 6, "B": 5, "I": 1, "H": 18, "D": 2},
+    {"T": 30, "B": 7, "I": 33, "H": 64},
+    {"T": 90, "B": 13, "I": 7, "H": 128, "D": 2},
+    {"I": 5, "H": 36, "D": 2, "batch_sizes": (9, 9, 8, 3, 3, 1)},
     {"I": 12, "H": 36, "D": 2, "batch_sizes": (9, 9, 8, 3, 3, 1)},
 )
 
@@ -443,6 +449,31 @@ def test_bfloat16_in_pairs(cell, shape, threads, save):
         difference = torch.linalg.vector_norm(pairs.double() - results["converted"][name].double())
         eps = torch.finfo(torch.bfloat16).eps
         assert difference <= 4 * eps * torch.linalg.vector_norm(pairs.double()), name
+
+
+@pytest.mark.parametrize("D", (1, 2))
+@pytest.mark.parametrize("batch_sizes", (None, (4,) * 250 + (3,) * 150))
+def test_bfloat16_of_slow_gates(batch_sizes, D):
+    """A GRU whose update gate is nearly shut adds to h less than half a unit in the last place of
+    bfloat16: h is carried with more bits, so that no more is lost than by the level that converts."""
+    if not _C.cpu_bfloat16():
+        pytest.skip("this machine or build has no kernels for bfloat16")
+    torch.set_num_threads(2)
+    case = Case("gru", T=400, B=4, I=8, H=32, D=D, batch_sizes=batch_sizes)
+    given = case.arguments(torch.bfloat16)
+    for d in range(D):
+        given[f"b_ih_{d}"][case.H : 2 * case.H] += 6
+    exact = case.call(reference, *(t.double() for t in given.values()))
+    errors = {}
+    for level in ("avx512", "avx2"):  # in pairs; converted
+        with use_cpu_capability(level):
+            found = case.call(functional, *given.values())
+        errors[level] = [
+            torch.linalg.vector_norm(a.double() - b).item()
+            for a, b in zip(found, exact, strict=True)
+        ]
+    for pairs, converted in zip(errors["avx512"], errors["avx2"], strict=True):
+        assert pairs <= 2 * converted
 
 
 @pytest.mark.parametrize("P", (4, 5))

@@ -27,8 +27,9 @@ struct Worker {
   Barrier* barrier;
 };
 
-// bfloat16. Layers of it multiply pairs of elements, so that I, H and K must be even, and matrices
-// aligned to a pair; the large products take any size, but for those of few rows.
+// bfloat16. Layers of it multiply pairs of elements, so that H and K must be even, and h and
+// matrices of weights aligned to a pair; the large products take any size, but for those of few
+// rows.
 struct Bf16 {
   uint16_t bits;
 };
@@ -72,6 +73,9 @@ struct ForwardArgs {
   T* gates;              // chunk [rows, S*H] or null: may start where x does
   Arithmetic<T>* cells;  // chunk [rows, H] or null: every c_t
   T* hidden;             // [B, H] scratch with projection: h before it
+  // [B, H] running h, h_0 on entry: of a cell that adds to it (kCarriesGradH), where T is coarser
+  // than the arithmetic; else null
+  Arithmetic<T>* h = nullptr;
 };
 
 template <typename T>

@@ -119,6 +119,8 @@ void forward_epilogue(const ForwardArgs<T>& a, const Step& s, int64_t p, int64_t
   using A = Arithmetic<T>;
   using V = Vec<A>;
   constexpr int G = C::kGates, S = C::kSaved;
+  // What is added to an h that was rounded at every step gets lost where the gates are slow.
+  constexpr bool kRunningH = C::kCarriesGradH && !std::is_same_v<T, A>;
   const int64_t H = a.H, chunk_row = s.row - a.steps.offsets[a.steps.begin];
   for_unit_vectors<A, unit_vectors(G)>(p, H, [&](int64_t unit, int64_t u, auto lanes) {
     V bias[G + 1];
@@ -130,14 +132,17 @@ void forward_epilogue(const ForwardArgs<T>& a, const Step& s, int64_t p, int64_t
         x[g] = lanes.get(a.x + row * a.ldx + g * H + unit) + bias[g];
         q[g] = lanes.get(recurrent.at(i, u, g));
       }
-      if constexpr (C::kRecurrentBias) {
-        q[G - 1] += bias[G];
+      if constexpr (C::kRecurrentBias) q[G - 1] += bias[G];
+      if constexpr (kRunningH) {
+        h_prev = lanes.get(a.h + r * H + unit);
+      } else if constexpr (C::kCarriesGradH) {
         h_prev = lanes.get((r < s.continued ? a.output + (s.before + r) * a.ldo : a.h_0 + r * a.K) +
                            unit);
       }
       if constexpr (C::kHasCellState) c = lanes.get(a.c + r * H + unit);
       C::template activate<Math<A>>(x, q, saved);
       const V h = C::template combine<Math<A>>(saved, h_prev, c);
+      if constexpr (kRunningH) lanes.put(a.h + r * H + unit, h);
       if constexpr (C::kHasCellState) {
         lanes.put(a.c + r * H + unit, c);
         if (a.cells) lanes.put(a.cells + row * H + unit, c);

@@ -53,6 +53,19 @@ SEQKERN_INLINE Operand<T>* operands(T* p) {
   return reinterpret_cast<Operand<T>*>(p);
 }
 
+// A pair may lie in what was written as single elements: read as bytes, so that the compiler orders
+// the two.
+template <class O>
+SEQKERN_INLINE O read_operand(const O* p) {
+  return *p;
+}
+template <>
+SEQKERN_INLINE uint32_t read_operand(const uint32_t* p) {
+  uint32_t pair;
+  std::memcpy(&pair, p, sizeof pair);
+  return pair;
+}
+
 // Lanes of a vector of sums, and of operands.
 template <class T>
 inline constexpr int kLanesOf = Simd<Arithmetic<T>>::kLanes;
@@ -74,7 +87,8 @@ SEQKERN_INLINE void accumulate(Vec<T> (&total)[Rows][Vectors], const O* a, int64
     for (int v = 0; v < Vectors; ++v) weight[v] = load<O>(w + v * kLanes);
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
-      const Vec<O> x = broadcast<O>(Interleaved ? a[i * row_stride + r] : a[r * row_stride + i]);
+      const Vec<O> x =
+          broadcast<O>(read_operand(a + (Interleaved ? i * row_stride + r : r * row_stride + i)));
 #pragma GCC unroll 4
       for (int v = 0; v < Vectors; ++v) {
         if constexpr (std::is_same_v<O, T>) {

@@ -129,9 +129,10 @@ struct Run {
     held_.push_back(as);
     return input_data<U>(held_.back());
   }
-  // A right factor of products with left factors of `rows` rows.
+  // A right factor of products with left factors of `rows` rows. Where it is not packed, they take
+  // whole pairs.
   Factor<T> factor(Matrix<const T> b, int64_t rows) {
-    const bool pack = rows > Factor<T>::kFewRows;
+    const bool pack = rows > Factor<T>::kFewRows || b.rows % (sizeof(A) / sizeof(T)) != 0;
     return {b, pack ? scratch<T>(kernels.gemm_packed_size(b.rows, b.columns)) : nullptr};
   }
 
@@ -233,6 +234,12 @@ ForwardResult forward(const cpu::LayerKernels<T>& table, const Layer& s, const T
   Tensor h_n = run.template empty<T>({s.D, s.B, K});
   // The running cell state, which ends as c_n.
   Tensor c, cells, gates;
+  // The running h of a cell that adds to it, which in bfloat16 has more bits than output.
+  Tensor h;
+  if (s.info.carries_grad_h && !std::is_same_v<T, A>) {
+    h = run.empty({s.D, s.B, H});
+    std::copy_n(run.template read<A>(h_0), h.numel(), data<A>(h));
+  }
   if (s.info.has_cell_state) {
     c = run.empty({s.D, s.B, H});
     std::copy_n(run.template read<A>(c_0), c.numel(), data<A>(c));
@@ -333,6 +340,7 @@ ForwardResult forward(const cpu::LayerKernels<T>& table, const Layer& s, const T
             .gates = saved(d, chunk),
             .cells = data<A>(cells, (d * s.R + chunk.row) * H),
             .hidden = dir.hidden,
+            .h = data<A>(h, d * s.B * H),
         };
       }
       team.wait();
@@ -758,7 +766,7 @@ BackwardResult backward(const cpu::LayerKernels<T>& table, const Layer& s,
 
 // Kernels for the layer's bfloat16, which multiply pairs; null where it is converted.
 const cpu::LayerKernels<Bf16>* bf16_kernels(const Layer& s, const Tensor& input) {
-  const bool pairs = s.I % 2 == 0 && s.H % 2 == 0 && s.K % 2 == 0;
+  const bool pairs = s.H % 2 == 0 && s.K % 2 == 0;
   return input.scalar_type() == at::kBFloat16 && pairs ? cpu::bf16_kernels() : nullptr;
 }
 

@@ -9,8 +9,9 @@ namespace {
 // A step's share of a thread below this many flops takes less time than the barrier after it.
 constexpr int64_t kMinStepFlops = 32 * 1024;
 
-// Bytes of weights that a core multiplies in the time that it takes to start another.
-constexpr int64_t kStepBytes = 192 * 1024;
+// Bytes of weights that are worth a core of their own: about 5 us, as two processes whose threads
+// wait for each other at every step of less stand still whenever they have to share the cores.
+constexpr int64_t kStepBytes = 512 * 1024;
 
 // Flops of a product that a core does in the time that it takes to start another.
 constexpr int64_t kProductFlops = 1 << 20;

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 from layers import CELLS, Case, check_levels, check_runs, gradients
-from tolerances import check
+from tolerances import check, check_agree, check_no_worse
 
 from seqkern import _C, functional, ops, reference, use_cpu_capability
 
@@ -446,9 +446,7 @@ def test_bfloat16_in_pairs(cell, shape, threads, save):
     for name, pairs in results["pairs"].items():
         if cell == "rnn_relu" and "grad" in name:
             continue
-        difference = torch.linalg.vector_norm(pairs.double() - results["converted"][name].double())
-        eps = torch.finfo(torch.bfloat16).eps
-        assert difference <= 4 * eps * torch.linalg.vector_norm(pairs.double()), name
+        check_agree(pairs, results["converted"][name], name)
 
 
 @pytest.mark.parametrize("D", (1, 2))
@@ -464,16 +462,12 @@ def test_bfloat16_of_slow_gates(batch_sizes, D):
     for d in range(D):
         given[f"b_ih_{d}"][case.H : 2 * case.H] += 6
     exact = case.call(reference, *(t.double() for t in given.values()))
-    errors = {}
+    found = []
     for level in ("avx512", "avx2"):  # in pairs; converted
         with use_cpu_capability(level):
-            found = case.call(functional, *given.values())
-        errors[level] = [
-            torch.linalg.vector_norm(a.double() - b).item()
-            for a, b in zip(found, exact, strict=True)
-        ]
-    for pairs, converted in zip(errors["avx512"], errors["avx2"], strict=True):
-        assert pairs <= 2 * converted
+            found.append(case.call(functional, *given.values()))
+    for pairs, converted, expected in zip(*found, exact, strict=True):
+        check_no_worse(pairs, expected, converted)
 
 
 @pytest.mark.parametrize("P", (4, 5))

@@ -32,3 +32,17 @@ def check_all(actual: dict, reference: dict, torchs: dict, what: str = "") -> No
     assert actual.keys() == reference.keys() == torchs.keys()
     for name, value in actual.items():
         check(value, reference[name], torchs[name], what + name)
+
+
+def check_agree(actual: Tensor, other: Tensor, what: str = "result") -> None:
+    """Of two of our paths in one dtype: they differ by at most 4 eps of the norm."""
+    assert actual.dtype == other.dtype, f"{what}: {actual.dtype} and {other.dtype}"
+    difference = torch.linalg.vector_norm(actual.double() - other.double()).item()
+    most = 4 * torch.finfo(actual.dtype).eps * torch.linalg.vector_norm(actual.double()).item()
+    assert difference <= most, f"{what}: difference {difference:.3e}, at most {most:.3e}"
+
+
+def check_no_worse(actual: Tensor, reference: Tensor, other: Tensor, what: str = "result") -> None:
+    """The error is at most twice that of another of our paths, without a floor."""
+    errors = [torch.linalg.vector_norm(t.double() - reference).item() for t in (actual, other)]
+    assert errors[0] <= 2 * errors[1], f"{what}: error {errors[0]:.3e}, the other's {errors[1]:.3e}"

@@ -11,6 +11,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "cells/cell.h"
 
@@ -37,15 +38,7 @@ struct Bf16 {
 // The type T of a kernel is that of sequences, weights and saved gates; sums, cell states and gates
 // in the making have the arithmetic's.
 template <typename T>
-struct ArithmeticOf {
-  using type = T;
-};
-template <>
-struct ArithmeticOf<Bf16> {
-  using type = float;
-};
-template <typename T>
-using Arithmetic = typename ArithmeticOf<T>::type;
+using Arithmetic = std::conditional_t<std::is_same_v<T, Bf16>, float, T>;
 
 struct Steps {
   const int64_t* offsets;  // [T + 1]

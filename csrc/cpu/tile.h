@@ -32,15 +32,7 @@ constexpr int k_sets(int rows, int vectors) {
 // What a tile multiplies of a kernel's type: a pair of bfloat16, whose elements follow one another
 // in k. A matrix whose rows are contiguous in k is one of operands as it lies.
 template <class T>
-struct OperandOf {
-  using type = T;
-};
-template <>
-struct OperandOf<Bf16> {
-  using type = uint32_t;
-};
-template <class T>
-using Operand = typename OperandOf<T>::type;
+using Operand = std::conditional_t<std::is_same_v<T, Bf16>, uint32_t, T>;
 template <class T>
 inline constexpr int64_t kOperandTerms = sizeof(Operand<T>) / sizeof(T);
 

@@ -125,21 +125,6 @@ SEQKERN_INLINE Vec<T> broadcast(T x) {
   return x - Vec<T>{};
 }
 
-// The first n lanes; the others are zero.
-template <class T>
-SEQKERN_INLINE Vec<T> load(const T* p, int64_t n) {
-  alignas(kVectorBytes) T lanes[Simd<T>::kLanes] = {};
-  for (int64_t i = 0; i < n; ++i) lanes[i] = p[i];
-  return load<T>(lanes);
-}
-
-template <class T>
-SEQKERN_INLINE void store(T* p, Vec<T> v, int64_t n) {
-  alignas(kVectorBytes) T lanes[Simd<T>::kLanes];
-  store<T>(lanes, v);
-  for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
-}
-
 #if defined(__AVX512BF16__)
 
 typedef uint16_t Bf16Bits __attribute__((vector_size(kVectorBytes / 2)));
@@ -153,23 +138,9 @@ SEQKERN_INLINE Vec<float> load(const Bf16* p) {
 }
 
 template <class T>
-SEQKERN_INLINE Vec<float> load(const Bf16* p, int64_t n) {
-  alignas(kVectorBytes) Bf16 lanes[Simd<float>::kLanes] = {};
-  for (int64_t i = 0; i < n; ++i) lanes[i] = p[i];
-  return load<T>(lanes);
-}
-
-template <class T>
 SEQKERN_INLINE void store(Bf16* p, Vec<float> v) {
   const auto bits = _mm512_cvtneps_pbh((__m512)v);
   std::memcpy(p, &bits, sizeof bits);
-}
-
-template <class T>
-SEQKERN_INLINE void store(Bf16* p, Vec<float> v, int64_t n) {
-  alignas(kVectorBytes) Bf16 lanes[Simd<float>::kLanes];
-  store<T>(lanes, v);
-  for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
 }
 
 // sum + x w for both elements of each lane.
@@ -178,6 +149,21 @@ SEQKERN_INLINE Vec<float> multiply_add(Vec<uint32_t> x, Vec<uint32_t> w, Vec<flo
 }
 
 #endif
+
+// The first n lanes; the others are zero. P is T, or what T is stored as.
+template <class T, class P>
+SEQKERN_INLINE Vec<T> load(const P* p, int64_t n) {
+  alignas(kVectorBytes) P lanes[Simd<T>::kLanes] = {};
+  for (int64_t i = 0; i < n; ++i) lanes[i] = p[i];
+  return load<T>(lanes);
+}
+
+template <class T, class P>
+SEQKERN_INLINE void store(P* p, Vec<T> v, int64_t n) {
+  alignas(kVectorBytes) P lanes[Simd<T>::kLanes];
+  store<T>(lanes, v);
+  for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
+}
 
 // Transposes the square of lanes that the vectors are, by exchanging blocks of 1, 2, 4, ... lanes.
 template <class T>

@@ -1,0 +1,220 @@
+// What a layer's forward and backward pass on the CPU have in common.
+#pragma once
+
+#include <ATen/Functions.h>
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "cpu/capability.h"
+#include "cpu/kernels.h"
+#include "cpu/plan.h"
+#include "ops/chunks.h"
+#include "ops/memory_cpu.h"
+#include "ops/team_cpu.h"
+
+namespace seqkern::ops {
+
+using at::Tensor;
+
+// Keeps ATen's functions on one thread in a forked child, as cpu::parallel keeps the kernels: the
+// threads of the OpenMP runtime did not survive.
+class ForkGuard {
+ public:
+  ForkGuard() : threads_(cpu::forked() ? at::get_num_threads() : 1) {
+    if (threads_ > 1) at::set_num_threads(1);
+  }
+  ~ForkGuard() {
+    if (threads_ > 1) at::set_num_threads(threads_);
+  }
+  ForkGuard(const ForkGuard&) = delete;
+
+ private:
+  int threads_;
+};
+
+using cpu::Arithmetic;
+using cpu::Bf16;
+
+template <typename T>
+inline constexpr at::ScalarType kTypeOf = c10::CppTypeToScalarType<T>::value;
+template <>
+inline constexpr at::ScalarType kTypeOf<Bf16> = at::kBFloat16;
+
+template <typename T>
+Arithmetic<T> value(T x) {
+  return x;
+}
+inline float value(Bf16 x) { return c10::detail::f32_from_bits(x.bits); }
+
+// A tensor's elements from the first-th on; null for an undefined tensor.
+template <typename T>
+T* data(const Tensor& tensor, int64_t first = 0) {
+  return tensor.defined() ? static_cast<T*>(tensor.mutable_data_ptr()) + first : nullptr;
+}
+
+// The same for what belongs to the caller and is only read.
+template <typename T>
+const T* input_data(const Tensor& tensor, int64_t first = 0) {
+  return tensor.defined() ? static_cast<const T*>(tensor.const_data_ptr()) + first : nullptr;
+}
+
+// What forward and backward have in common: the types, the plan, the chunks, the team of threads. T
+// is the type of the kernels, A that of their sums; the caller's tensors may have a third
+// (storage).
+template <typename T>
+struct Run {
+  using A = Arithmetic<T>;
+
+  const Layer& s;
+  const cpu::LayerKernels<T>& kernels;
+  at::TensorOptions storage, compute;
+  cpu::Plan plan;
+  Chunks chunks;
+  ForkGuard guard;
+
+  Run(const cpu::LayerKernels<T>& table, const Layer& layer, const at::TensorOptions& options,
+      int width, int panel_units, int64_t min_chunk_rows)
+      : s(layer),
+        kernels(table),
+        storage(options),
+        compute(options.dtype(kTypeOf<A>)),
+        plan(cpu::make_plan({.B = s.B,
+                             .H = s.H,
+                             .K = s.K,
+                             .gates = width,
+                             .directions = static_cast<int>(s.D),
+                             .ragged = s.ragged,
+                             .panel_units = panel_units,
+                             .element_size = sizeof(A),
+                             .min_chunk_rows = min_chunk_rows},
+                            at::get_num_threads())),
+        chunks(s, plan.chunk_rows) {}
+
+  bool converts() const { return c10::typeMetaToScalarType(storage.dtype()) != kTypeOf<T>; }
+
+  Tensor stored(const Tensor& tensor) const {
+    if (tensor.dtype() == storage.dtype()) return tensor;
+    return empty_cpu(tensor.sizes(), storage).copy_(tensor);
+  }
+  // Without values.
+  template <typename U = A>
+  Tensor empty(at::IntArrayRef sizes) const {
+    return empty_cpu(sizes, storage.dtype(kTypeOf<U>));
+  }
+  Tensor absent() const { return empty_cpu({0}, storage); }
+  // Memory for n elements that lives as long as the run.
+  template <typename U>
+  U* scratch(int64_t n) {
+    held_.push_back(empty<U>({n}));
+    return data<U>(held_.back());
+  }
+  // A tensor's elements in this type, contiguous, as memory that lives as long as the run; those of
+  // the tensor itself where they are so already.
+  template <typename U>
+  const U* read(const Tensor& tensor) {
+    Tensor as = tensor;
+    if (tensor.scalar_type() != kTypeOf<U>) as = as.to(kTypeOf<U>);
+    as = as.contiguous();
+    // Kernels of bfloat16 read pairs.
+    if (reinterpret_cast<uintptr_t>(as.const_data_ptr()) % sizeof(A) != 0) as = as.clone();
+    held_.push_back(as);
+    return input_data<U>(held_.back());
+  }
+  // A right factor of products with left factors of `rows` rows. Where it is not packed, they take
+  // whole pairs.
+  Factor<T> factor(Matrix<const T> b, int64_t rows) {
+    const bool pack = rows > Factor<T>::kFewRows || b.rows % (sizeof(A) / sizeof(T)) != 0;
+    return {b, pack ? scratch<T>(kernels.gemm_packed_size(b.rows, b.columns)) : nullptr};
+  }
+
+  cpu::Steps steps(const Chunk& c, int64_t d) const {
+    return {s.offsets.data(), s.T, c.begin, c.end, d == 1};
+  }
+
+  // work(direction, worker) by every thread of each direction's team.
+  template <typename F>
+  void directions(const Team<T>& team, F&& work) {
+    team.all(plan.threads, [&](int index, int count) {
+      count = std::min(count, plan.threads);
+      if (index >= count) return;
+      if (s.D == 2 && count >= 2) {
+        const int d = index % 2, members = (count + 1 - d) / 2;
+        work(d, cpu::Worker{index / 2, members, plan.split_rows, &barriers_[d]});
+      } else {
+        for (int64_t d = 0; d < s.D; ++d) {
+          work(d, cpu::Worker{index, count, plan.split_rows, &barriers_[d]});
+        }
+      }
+    });
+  }
+
+  // pass(team), in one parallel region for all of it: one for each phase of a chunk, a dozen, took
+  // a tenth of a small layer's time. With a region for each phase where the time loop has one
+  // thread, or fewer than the products want, as the others would spin meanwhile; and where values
+  // are converted, which ATen does with threads of its own.
+  template <typename F>
+  void execute(F&& pass) {
+    const int available = at::get_num_threads();
+    T* const scratches = scratch<T>(available * kernels.gemm_scratch_size());
+    const int wanted =
+        cpu::product_threads(chunks.max_rows(), s.info.gates * s.H, std::max(s.I, s.K), available);
+    if (converts() || plan.threads == 1 || plan.threads < wanted) {
+      pass(Team<T>(kernels, scratches));
+      return;
+    }
+    cpu::Barrier barrier;
+    cpu::parallel(plan.threads, [&](int index, int count) {
+      pass(Team<T>(kernels, scratches, index, count, &barrier));
+    });
+  }
+
+ private:
+  std::vector<Tensor> held_;
+  cpu::Barrier barriers_[2];
+};
+
+// Copies rows [0, n) of width elements.
+template <typename T>
+void copy_rows(T* to, int64_t to_stride, const T* from, int64_t from_stride, int64_t n,
+               int64_t width) {
+  for (int64_t r = 0; r < n; ++r)
+    std::memcpy(to + r * to_stride, from + r * from_stride, width * sizeof(T));
+}
+
+// The rows that take their last step, in direction d's order of time, at step t: [begin, end).
+struct Rows {
+  int64_t begin, end;
+};
+inline Rows rows_ending(const Layer& s, int64_t d, int64_t t) {
+  if (d == 1) return {0, t == 0 ? s.B : 0};
+  return {t + 1 < s.T ? s.rows(t + 1) : 0, s.rows(t)};
+}
+inline Rows rows_starting(const Layer& s, int64_t d, int64_t t) { return rows_ending(s, 1 - d, t); }
+
+// [G + 1, H]: what the kernels add outside the products, and in the last row what belongs inside
+// the last gate's (the GRU's b_hn, which the reset gate multiplies).
+template <typename T>
+Arithmetic<T>* pack_bias(Run<T>& run, const Direction& direction) {
+  using A = Arithmetic<T>;
+  const Layer& s = run.s;
+  const int64_t H = s.H, G = s.info.gates;
+  A* const bias = run.template scratch<A>((G + 1) * H);
+  std::fill_n(bias, (G + 1) * H, A(0));
+  if (s.bias) {
+    const A *in = run.template read<A>(direction.b_ih), *rec = run.template read<A>(direction.b_hh);
+    const int64_t outside = (s.info.recurrent_bias ? G - 1 : G) * H;
+    for (int64_t i = 0; i < G * H; ++i) bias[i] = i < outside ? in[i] + rec[i] : in[i];
+    for (int64_t i = outside; i < G * H; ++i) bias[i + H] = rec[i];
+  }
+  return bias;
+}
+
+// Kernels for the layer's bfloat16, which multiply pairs; null where it is converted.
+inline const cpu::LayerKernels<Bf16>* bf16_kernels(const Layer& s, const Tensor& input) {
+  const bool pairs = s.H % 2 == 0 && s.K % 2 == 0;
+  return input.scalar_type() == at::kBFloat16 && pairs ? cpu::bf16_kernels() : nullptr;
+}
+
+}  // namespace seqkern::ops

@@ -27,12 +27,23 @@ def test_units_are_split_where_panels_deal_evenly():
     assert plan()["threads"] == 2 and not plan()["split_rows"]
 
 
-def test_small_steps_stay_on_one_thread():
-    """Below 32k flops a thread and step the barrier costs more than it saves."""
+def test_small_steps_take_few_threads():
+    """The barrier costs more than they save: n threads want 4k n^2 flops a step."""
+    # 2 * 4 * 32 * 32 = 8k flops a row.
     assert plan(B=1, H=32, K=32)["threads"] == 1
-    # 2 * 4 * 64 * 64 = 32k: one thread's worth; twice that is two.
-    assert plan(B=1, H=64, K=64)["threads"] == 1
-    assert plan(B=2, H=64, K=64)["threads"] == 2
+    assert plan(B=2, H=32, K=32)["threads"] == 2
+    assert plan(B=1, H=64, K=64, threads=64)["threads"] == 2
+    assert plan(B=8, H=32, K=32, panel_units=1, threads=64)["threads"] == 4
+
+
+def test_rows_are_split_where_weights_are_few():
+    assert plan(B=8, H=64, K=64)["split_rows"]
+    assert not plan(B=8, H=65, K=64)["split_rows"]
+    assert not plan(B=7, H=64, K=64)["split_rows"]
+    assert not plan(B=8, H=64, K=64, ragged=True)["split_rows"]
+    # The busiest of eight threads would have 5 of 33 rows, or an eighth of the units.
+    assert not plan(B=33, H=64, K=64, threads=8)["split_rows"]
+    assert plan(B=40, H=64, K=64, threads=8)["split_rows"]
 
 
 @pytest.mark.parametrize("B, ragged, rows", [(128, False, True), (128, True, False)])

@@ -1,13 +1,18 @@
 #include "cpu/plan.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace seqkern::cpu {
 
 namespace {
 
-// A step's share of a thread below this many flops takes less time than the barrier after it.
-constexpr int64_t kMinStepFlops = 32 * 1024;
+// Flops of a step that take as long as one more thread makes the barrier after it.
+constexpr int64_t kBarrierFlops = 4096;
+
+// Recurrent weights of no more bytes than this cost little to read again, from the second-level
+// cache, for the rows of every thread.
+constexpr int64_t kRowsBytes = 64 * 1024;
 
 // Bytes of weights that are worth a core of their own: about 5 us, as two processes whose threads
 // wait for each other at every step of less stand still whenever they have to share the cores.
@@ -29,12 +34,17 @@ Plan make_plan(const Problem& p, int available_threads) {
   const int64_t step_flops = 2 * p.B * p.gates * p.H * p.K;
   const int64_t panels = (p.H + p.panel_units - 1) / p.panel_units;
   const int64_t team = std::max<int64_t>(available_threads / p.directions, 1);
-  const int64_t useful = std::clamp<int64_t>(step_flops / kMinStepFlops, 1, team);
+  // n threads take flops / n and n barriers: least for the root.
+  const int64_t fastest = int64_t(std::sqrt(double(step_flops) / kBarrierFlops));
+  const int64_t useful = std::clamp<int64_t>(fastest, 1, team);
   // Splitting the units reads each weight once over the cores and so is the rule. The batch is
-  // split where whole panels cannot be dealt evenly and there are rows enough for a tile each.
+  // split, where there are rows enough for a tile each, if the weights are few or whole panels
+  // cannot be dealt evenly.
   const int64_t by_units = std::min(useful, panels);
+  const double rows_over_units = imbalance(p.B, useful) / imbalance(panels, useful);
+  const bool few_weights = p.gates * p.H * p.K * p.element_size <= kRowsBytes;
   plan.split_rows = !p.ragged && useful > 1 && p.B >= 4 * useful &&
-                    imbalance(panels, useful) > 1.2 * imbalance(p.B, useful);
+                    rows_over_units < (few_weights ? 1.2 : 1 / 1.2);
   const int64_t each = plan.split_rows ? useful : by_units;
   plan.threads = int(std::min<int64_t>(each * p.directions, available_threads));
   plan.chunk_rows = std::max(kChunkBytes / std::max<int64_t>(p.gates * p.H * p.element_size, 1),

@@ -18,7 +18,7 @@
 
 #include "cpu/kernels.h"
 
-#if defined(__AVX512BF16__)
+#if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
 
@@ -165,6 +165,35 @@ SEQKERN_INLINE void store(P* p, Vec<T> v, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
 }
 
+// x, or the bound where x lies beyond it; NaN stays.
+#if defined(__AVX512F__)
+// One instruction, which returns its second operand where either is NaN: of the comparisons below
+// GCC makes two for 512 bits.
+SEQKERN_INLINE Vec<float> at_least(float bound, Vec<float> x) {
+  return (Vec<float>)_mm512_maskz_max_ps(__mmask16(-1), (__m512)broadcast(bound), (__m512)x);
+}
+SEQKERN_INLINE Vec<float> at_most(float bound, Vec<float> x) {
+  return (Vec<float>)_mm512_maskz_min_ps(__mmask16(-1), (__m512)broadcast(bound), (__m512)x);
+}
+SEQKERN_INLINE Vec<double> at_least(double bound, Vec<double> x) {
+  return (Vec<double>)_mm512_maskz_max_pd(__mmask8(-1), (__m512d)broadcast(bound), (__m512d)x);
+}
+SEQKERN_INLINE Vec<double> at_most(double bound, Vec<double> x) {
+  return (Vec<double>)_mm512_maskz_min_pd(__mmask8(-1), (__m512d)broadcast(bound), (__m512d)x);
+}
+#else
+template <class T>
+SEQKERN_INLINE Vec<T> at_least(T bound, Vec<T> x) {
+  const Vec<T> b = broadcast(bound);
+  return x < b ? b : x;
+}
+template <class T>
+SEQKERN_INLINE Vec<T> at_most(T bound, Vec<T> x) {
+  const Vec<T> b = broadcast(bound);
+  return x > b ? b : x;
+}
+#endif
+
 // Transposes the square of lanes that the vectors are, by exchanging blocks of 1, 2, 4, ... lanes.
 template <class T>
 SEQKERN_INLINE void transpose(Vec<T> (&row)[Simd<T>::kLanes]) {
@@ -212,19 +241,18 @@ struct Math {
     return {r + (r * r) * q, (V)bits};
   }
 
-  // Comparisons are written so that NaN stays.
-  static SEQKERN_INLINE V clamp(V x, T lo, T hi) {
-    const V l = broadcast<T>(lo), h = broadcast<T>(hi);
-    x = x < l ? l : x;
-    return x > h ? h : x;
-  }
+  static SEQKERN_INLINE V clamp(V x, T lo, T hi) { return at_most(hi, at_least(lo, x)); }
 
   static SEQKERN_INLINE V exp(V x) {
     const Reduced e = reduce(clamp(x, S::kExpMin, S::kExpMax));
     return (e.expm1 + 1) * e.scale;
   }
 
-  static SEQKERN_INLINE V sigmoid(V x) { return 1 / (1 + exp(-x)); }
+  // The sign is part of the multiply-adds after the clamp.
+  static SEQKERN_INLINE V sigmoid(V x) {
+    const Reduced e = reduce(-clamp(x, -S::kExpMax, -S::kExpMin));
+    return 1 / (1 + (e.expm1 + 1) * e.scale);
+  }
 
   // float, the dtype that trains: errors of tanh build up along a sequence, so it is nearly
   // correctly rounded. A polynomial near 0; beyond it 1 - 2 / (e^{2|x|} + 1), where the correction
@@ -238,7 +266,7 @@ struct Math {
 #pragma GCC unroll 16
     for (int i = S::kTanhDegree - 1; i >= 0; --i) p = p * z + S::kTanhPoly[i];
     const V near = x + x * (z * p);
-    const V y = a > S::kTanhMax ? broadcast<T>(S::kTanhMax) : a;
+    const V y = at_most(S::kTanhMax, a);
     const Reduced e = reduce(y + y);
     const V far = 1 - 2 / ((e.expm1 + 1) * e.scale + 1);
     return a < S::kTanhSplit ? near : (V)((U)far | sign);

@@ -1,18 +1,159 @@
-// seqkern._C: facts about the build and the machine. Tensors never pass here: importing the module
-// registers the ops (csrc/ops), and Python reaches them through torch.ops.seqkern.
+// seqkern._C: facts about the build and the machine. Importing the module registers the ops
+// (csrc/ops), and Python reaches them through torch.ops.seqkern; the nodes of autograd, which are
+// no ops, pass here.
+#include <ATen/PythonTorchFunctionTLS.h>
+#include <c10/util/SmallVector.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/jit/frontend/tracer.h>
 
 #include "cpu/capability.h"
 #include "cpu/plan.h"
 #include "cuda/plan.h"
+#include "ops/autograd.h"
 
 namespace py = pybind11;
+
+namespace {
+
+using seqkern::Cell;
+
+// Tensors of Python for a node of plain eager mode.
+class Arguments {
+ public:
+  // Whether it is a tensor of torch's own classes that no transform has wrapped.
+  bool take(py::handle object) {
+    if (!THPVariable_CheckExact(object.ptr())) return false;
+    constexpr c10::DispatchKeySet wrappers({c10::DispatchKey::FuncTorchGradWrapper,
+                                            c10::DispatchKey::FuncTorchBatched,
+                                            c10::DispatchKey::Batched});
+    const at::Tensor& tensor = THPVariable_Unpack(object.ptr());
+    if (tensor.key_set().has_any(wrappers)) return false;
+    requires_grad_ = requires_grad_ || tensor.requires_grad();
+    taken_.push_back(tensor);
+    return true;
+  }
+  bool take_optional(py::handle object) {
+    if (!object.is_none()) return take(object);
+    taken_.emplace_back();
+    return true;
+  }
+  bool requires_grad() const { return requires_grad_; }
+  const at::Tensor& operator[](size_t i) const { return taken_[i]; }
+  std::optional<at::Tensor> optional(size_t i) const {
+    return taken_[i].defined() ? std::optional(taken_[i]) : std::nullopt;
+  }
+  at::TensorList from(size_t i) const { return at::TensorList(taken_).slice(i); }
+
+ private:
+  c10::SmallVector<at::Tensor, 14> taken_;
+  bool requires_grad_ = false;
+};
+
+// Whether a gradient may be wanted, and nobody looks at what Python calls.
+bool plain_grad_mode() {
+  return at::GradMode::is_enabled() && !at::impl::torch_function_mode_enabled() &&
+         !torch::jit::tracer::isTracing();
+}
+
+Cell cell_named(std::string_view name) {
+  for (int i = 0; i < seqkern::kNumCells; ++i) {
+    if (name == seqkern::ops::cell_info(static_cast<Cell>(i)).name) return static_cast<Cell>(i);
+  }
+  throw py::value_error("there is no cell '" + std::string(name) + "'");
+}
+
+// None for an undefined tensor.
+py::object wrap(at::Tensor tensor) {
+  return py::reinterpret_steal<py::object>(THPVariable_Wrap(std::move(tensor)));
+}
+
+// (output, h_n, c_n); None where no gradient is wanted or more is at work than eager autograd.
+py::object layer(std::string_view cell_name, py::handle input, py::handle batch_sizes,
+                 py::handle h_0, py::handle c_0, const py::object& params, std::string_view save) {
+  Arguments args;
+  if (!plain_grad_mode() || !args.take(input) || !args.take_optional(batch_sizes) ||
+      !args.take(h_0) || !args.take_optional(c_0)) {
+    return py::none();
+  }
+  for (py::handle param : params) {
+    if (!args.take(param)) return py::none();
+  }
+  if (!args.requires_grad()) return py::none();
+  const Cell cell = cell_named(cell_name);
+  seqkern::ops::LayerResult r;
+  {
+    py::gil_scoped_release no_gil;
+    r = seqkern::ops::differentiable_layer(cell, args[0], args.optional(1), args[2],
+                                           args.optional(3), args.from(4), save);
+  }
+  return py::make_tuple(wrap(std::move(r.output)), wrap(std::move(r.h_n)), wrap(std::move(r.c_n)));
+}
+
+// h or (h, c); None as above. Arguments as of the operator NAME_step.
+py::object step(std::string_view cell_name, const py::args& given) {
+  const Cell cell = cell_named(cell_name);
+  const size_t states = seqkern::ops::cell_info(cell).has_cell_state ? 2 : 1;
+  if (given.size() != states + 5) throw py::type_error("not the arguments of this cell's step");
+  Arguments args;
+  if (!plain_grad_mode()) return py::none();
+  for (size_t i = 0; i < given.size(); ++i) {
+    const bool required = i == 0 || i == states + 1 || i == states + 2;
+    if (required ? !args.take(given[i]) : !args.take_optional(given[i])) return py::none();
+  }
+  if (!args.requires_grad()) return py::none();
+  seqkern::ops::StepResult r;
+  {
+    py::gil_scoped_release no_gil;
+    const size_t w = states + 1;
+    r = seqkern::ops::differentiable_step(cell, args[0], args.optional(1),
+                                          states == 2 ? args.optional(2) : std::nullopt, args[w],
+                                          args[w + 1], args.optional(w + 2), args.optional(w + 3));
+  }
+  if (states == 1) return wrap(std::move(r.h));
+  return py::make_tuple(wrap(std::move(r.h)), wrap(std::move(r.c)));
+}
+
+// seqkern/autograd.py's LayerGrad.apply; lives as long as the process.
+py::handle python_layer_grad;
+
+seqkern::ops::BackwardResult layer_grad(Cell cell, const at::Tensor& batch_sizes,
+                                        const seqkern::ops::BackwardInputs& in,
+                                        at::TensorList params) {
+  py::gil_scoped_acquire gil;
+  py::list args;
+  args.append(seqkern::ops::cell_info(cell).name);
+  args.append(in.needs_input_grad);
+  args.append(in.needs_params_grad);
+  for (const at::Tensor* tensor : {&batch_sizes, &in.output, &in.gates, &in.cells, &in.grad_output,
+                                   &in.grad_h_n, &in.grad_c_n, &in.input, &in.h_0, &in.c_0}) {
+    args.append(wrap(*tensor));
+  }
+  for (const at::Tensor& param : params) args.append(wrap(param));
+  const py::tuple found = python_layer_grad(*args);
+  const auto tensor = [&](size_t i) { return THPVariable_Unpack(py::object(found[i]).ptr()); };
+  seqkern::ops::BackwardResult r{
+      .grad_input = tensor(0), .grad_h_0 = tensor(1), .grad_c_0 = tensor(2)};
+  for (size_t i = 3; i < found.size(); ++i) r.grad_params.push_back(tensor(i));
+  return r;
+}
+
+}  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() =
       "Facts about this build of seqkern and this machine; importing it registers "
       "torch.ops.seqkern.*";
+
+  // torch's translation of errors, as its own functions have it: without the C++ stack.
+  m.def("layer", torch::wrap_pybind_function(layer));
+  m.def("step", torch::wrap_pybind_function(step));
+  m.def("set_layer_grad", [](py::object apply) {
+    python_layer_grad = apply.release();
+    seqkern::ops::set_layer_grad(layer_grad);
+  });
 
   m.def("build_info", [] {
     py::dict info;

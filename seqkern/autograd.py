@@ -1,12 +1,13 @@
 """The layer as a differentiable function: kernels forward and backward, the reference for what lies
 beyond.
 
-``Layer`` runs the forward kernel and saves the gates; its backward pass is ``LayerGrad``, which
-runs the backward kernel and whose own derivative is taken through ``seqkern.reference``. So double
-backward, ``torch.func`` and ``torch.compile`` all see two plain Functions. There is no ``jvp``:
-Dynamo refuses Functions that have one, and ``seqkern.functional`` takes the reference while a
-forward-mode level is active. ``Step`` is ``Layer`` for one step of a cell where none of these is at
-work.
+In plain eager mode a layer, or one step of a cell, is a node in C++ (csrc/ops/autograd.h), which
+takes a quarter of a Python Function's time. ``Layer`` is the same for whatever else is at work. It
+runs the forward kernel and saves the gates; its backward pass is ``LayerGrad``, which runs the
+backward kernel and whose own derivative is taken through ``seqkern.reference``. So double backward,
+``torch.func`` and ``torch.compile`` all see two plain Functions. There is no ``jvp``: Dynamo refuses
+Functions that have one, and ``seqkern.functional`` takes the reference while a forward-mode level is
+active.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ import torch
 from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import Function
 
-from seqkern import reference
+from seqkern import _C, reference
 from seqkern.ops import BACKWARD, FORWARD
 
-__all__ = ["Layer", "Step"]
+__all__ = ["Layer"]
 
 
 class _Function(Function):
@@ -90,62 +91,6 @@ class Layer(_Function):
             None if c_0 is None else grad_c_0,
             *(grad_params if needs_params else [None] * len(params)),
         )
-
-
-class Step(Function):
-    """``Step.apply(cell, input, h, c, *params)`` -> the next h, or (h, c): one step of a cell in
-    plain eager mode, as one node instead of ``Layer`` and the views around it.
-
-    input is ``[B, I]``, h and c ``[B, H]``; c is None for cells without it.
-    """
-
-    @staticmethod
-    def forward(ctx, cell, input, h, c, *params):
-        output, _, c_n, gates, cells = FORWARD[cell](
-            input.unsqueeze(0), None, h.unsqueeze(0), _unsqueezed(c), params, "gates"
-        )
-        # In place: were they views, users could not change them in place.
-        output.squeeze_(0)
-        ctx.cell = cell
-        ctx.set_materialize_grads(False)
-        # A first step's backward pass reads the output where no gates are saved; else any tensor of
-        # its shape will do, and the output may be changed in place.
-        read = output if gates.numel() == 0 else h
-        ctx.save_for_backward(input, h, c, read, gates, cells, *params)
-        return output if c is None else (output, c_n.squeeze_(0))
-
-    @staticmethod
-    def backward(ctx, grad_h, grad_c=None):
-        input, h, c, output, gates, cells, *params = ctx.saved_tensors
-        needs_input, needs_params = ctx.needs_input_grad[1], any(ctx.needs_input_grad[4:])
-        h_0, c_0 = h.unsqueeze(0), _unsqueezed(c)
-        grad_input, grad_h_0, grad_c_0, *grad_params = _gradients(
-            ctx.cell,
-            needs_input,
-            needs_params,
-            None,
-            output.unsqueeze(0),
-            gates,
-            cells,
-            _or_zeros(grad_h, h).unsqueeze(0),
-            torch.zeros_like(h_0),
-            None if c is None else _or_zeros(grad_c, c).unsqueeze(0),
-            input.unsqueeze(0),
-            h_0,
-            c_0,
-            *params,
-        )
-        return (
-            None,
-            grad_input.squeeze(0) if needs_input else None,
-            grad_h_0.squeeze(0),
-            None if c is None else grad_c_0.squeeze(0),
-            *(grad_params if needs_params else [None] * len(params)),
-        )
-
-
-def _unsqueezed(tensor):
-    return None if tensor is None else tensor.unsqueeze(0)
 
 
 def _or_zeros(grad, like):
@@ -240,3 +185,6 @@ def _fill(template, given):
     """The given tensors at the places where the template has one, None at the others."""
     given = iter(given)
     return [None if t is None else next(given) for t in template]
+
+
+_C.set_layer_grad(LayerGrad.apply)

@@ -52,8 +52,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from seqkern import onnx, reference
-from seqkern.autograd import Layer, Step
+from seqkern import _C, onnx, reference
+from seqkern.autograd import Layer
 from seqkern.lengths import known
 from seqkern.ops import CUDA_KERNELS, FORWARD, KERNEL_DTYPES, STEP
 
@@ -63,9 +63,9 @@ __all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell"]
 _any_autocast = torch._C._is_any_autocast_enabled
 _functorch_active = torch._C._are_functorch_transforms_active
 _grad_enabled = torch.is_grad_enabled
-_lstm_step, _gru_step = STEP["lstm"], STEP["gru"]
-_rnn_steps = {"tanh": STEP["rnn_tanh"], "relu": STEP["rnn_relu"]}
 _exporting = torch.compiler.is_exporting
+_dynamo_compiling = torch.compiler.is_dynamo_compiling
+_trained_layer, _trained_step = _C.layer, _C.step
 
 # Asked once: Dynamo can't trace the question. A torch without oneDNN does not have it.
 _ONEDNN = {
@@ -165,11 +165,10 @@ def lstm_cell(
         h, c = lstm_cell(torch.randn(2, 3), h, c, *cell.parameters())
         h.shape, c.shape  # [2, 4], [2, 4]
     """
-    params = _cell_params(w_ih, w_hh, b_ih, b_hh)
-    if is_plain_step(input):
-        return _lstm_step(input, h, c, *params)
-    if _trains_plain_step(input, h, c, *params):
-        return Step.apply("lstm", input, h, c, *params)
+    b_ih, b_hh = _both(b_ih, b_hh)
+    if (new := plain_step("lstm", input, h, c, w_ih, w_hh, b_ih, b_hh)) is not None:
+        return new
+    params = _params(w_ih, w_hh, b_ih, b_hh)
     _, h, c = layer(
         "lstm", input.unsqueeze(0), None, h.unsqueeze(0), c.unsqueeze(0), params, one_step=True
     )
@@ -195,11 +194,10 @@ def gru_cell(
         h = gru_cell(torch.randn(2, 3), torch.zeros(2, 4), *cell.parameters())
         h.shape  # [2, 4]
     """
-    params = _cell_params(w_ih, w_hh, b_ih, b_hh)
-    if is_plain_step(input):
-        return _gru_step(input, h, *params)
-    if _trains_plain_step(input, h, *params):
-        return Step.apply("gru", input, h, None, *params)
+    b_ih, b_hh = _both(b_ih, b_hh)
+    if (new := plain_step("gru", input, h, w_ih, w_hh, b_ih, b_hh)) is not None:
+        return new
+    params = _params(w_ih, w_hh, b_ih, b_hh)
     return layer("gru", input.unsqueeze(0), None, h.unsqueeze(0), None, params)[1].squeeze(0)
 
 
@@ -224,52 +222,47 @@ def rnn_cell(
         h = rnn_cell(torch.randn(2, 3), torch.zeros(2, 4), *cell.parameters())
         h.shape  # [2, 4]
     """
-    params = _cell_params(w_ih, w_hh, b_ih, b_hh)
     cell = reference.rnn_name(nonlinearity)
-    if is_plain_step(input):
-        return _rnn_steps[nonlinearity](input, h, *params)
-    if _trains_plain_step(input, h, *params):
-        return Step.apply(cell, input, h, None, *params)
+    b_ih, b_hh = _both(b_ih, b_hh)
+    if (new := plain_step(cell, input, h, w_ih, w_hh, b_ih, b_hh)) is not None:
+        return new
+    params = _params(w_ih, w_hh, b_ih, b_hh)
     return layer(cell, input.unsqueeze(0), None, h.unsqueeze(0), None, params)[1].squeeze(0)
 
 
-def is_plain_step(input: Tensor) -> bool:
-    """Whether a cell may call its operator for one step, which has no derivative and no rules for
-    what lies around it."""
-    return not _grad_enabled() and _is_plain(input)
+def plain_step(cell: str, input: Tensor, *rest: Tensor | None):
+    """A step by what knows no rules for what may lie around it: without grad the operator, which
+    has no derivative, else one node of autograd. None where more than eager mode is at work.
 
-
-def _is_plain(input: Tensor) -> bool:
-    return (
+    Arguments after the cell's name are those of the operator.
+    """
+    if (
         input.is_cpu
         and input.dtype in KERNEL_DTYPES
         and not _any_autocast()
         and not _functorch_active()
         and forward_ad._current_level < 0
         and not _exporting()
-    )
+    ):
+        if not _grad_enabled():
+            return STEP[cell](input, *rest)
+        if not _dynamo_compiling():
+            return _trained_step(cell, input, *rest)
+    return None
 
 
-def _trains_plain_step(*tensors: Tensor) -> bool:
-    """Whether a cell may take ``Step``: a gradient is wanted, and nothing but eager autograd is at
-    work."""
-    return (
-        _grad_enabled()
-        and _is_plain(tensors[0])
-        and not torch.compiler.is_dynamo_compiling()
-        and any(t.requires_grad for t in tensors)
-    )
+def _both(b_ih: Tensor | None, b_hh: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """One bias alone gets zeros beside it."""
+    if b_ih is None and b_hh is not None:
+        return torch.zeros_like(b_hh), b_hh
+    if b_hh is None and b_ih is not None:
+        return b_ih, torch.zeros_like(b_ih)
+    return b_ih, b_hh
 
 
-def _cell_params(w_ih, w_hh, b_ih, b_hh) -> tuple[Tensor, ...]:
-    """A layer's params from a cell's; one bias alone gets zeros beside it."""
-    if b_ih is None and b_hh is None:
-        return w_ih, w_hh
-    if b_ih is None:
-        b_ih = torch.zeros_like(b_hh)
-    elif b_hh is None:
-        b_hh = torch.zeros_like(b_ih)
-    return w_ih, w_hh, b_ih, b_hh
+def _params(*weights: Tensor | None) -> list[Tensor]:
+    """A layer's params from a cell's."""
+    return [w for w in weights if w is not None]
 
 
 def layer(
@@ -308,18 +301,24 @@ def layer(
 
 
 def _with_kernel(cell, input, batch_sizes, h_0, c_0, params, save) -> tuple[Tensor, ...]:
-    if torch.is_grad_enabled() and (
-        input.requires_grad
-        or h_0.requires_grad
-        or (c_0 is not None and c_0.requires_grad)
-        or any(p.requires_grad for p in params)
-        # Under vmap a tensor that requires grad at an outer level does not say so.
-        or _functorch_active()
-    ):
-        tensors = (input, h_0, c_0, *params)
-        if torch.compiler.is_dynamo_compiling():
-            tensors = _distinct(tensors)
-        return Layer.apply(cell, save, batch_sizes, *tensors)[:3]
+    if _grad_enabled():
+        # Where Dynamo looks on or a transform is at work, Layer is for them.
+        if not _dynamo_compiling() and not _functorch_active():
+            results = _trained_layer(cell, input, batch_sizes, h_0, c_0, params, save)
+            if results is not None:
+                return results
+        if (
+            input.requires_grad
+            or h_0.requires_grad
+            or (c_0 is not None and c_0.requires_grad)
+            or any(p.requires_grad for p in params)
+            # Under vmap a tensor that requires grad at an outer level does not say so.
+            or _functorch_active()
+        ):
+            tensors = (input, h_0, c_0, *params)
+            if _dynamo_compiling():
+                tensors = _distinct(tensors)
+            return Layer.apply(cell, save, batch_sizes, *tensors)[:3]
     return FORWARD[cell](input, batch_sizes, h_0, c_0, params, "none")[:3]
 
 

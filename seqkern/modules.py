@@ -20,9 +20,8 @@ from torch.nn.utils._expanded_weights.expanded_weights_impl import ExpandedWeigh
 from torch.nn.utils.rnn import PackedSequence
 
 from seqkern import dynamo, onnx
-from seqkern.functional import gru_cell, is_plain_step, layer, lstm_cell, rnn_cell
+from seqkern.functional import gru_cell, layer, lstm_cell, plain_step, rnn_cell
 from seqkern.lengths import checked, layout
-from seqkern.ops import STEP
 from seqkern.scripted import ScriptedLSTM, ScriptedOneState, scripted_cell
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
@@ -33,8 +32,6 @@ _torch_gru_cell = torch._VF.gru_cell
 _torch_tanh_cell = torch._VF.rnn_tanh_cell
 _torch_relu_cell = torch._VF.rnn_relu_cell
 _tracing_state = torch._C._get_tracing_state
-_lstm_step, _gru_step = STEP["lstm"], STEP["gru"]
-_tanh_step, _relu_step = STEP["rnn_tanh"], STEP["rnn_relu"]
 
 _CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
 _TORCH_FUNCTIONS = {
@@ -518,15 +515,17 @@ class _Cell(nn.RNNCellBase):
     # Not torch.nn.LSTMCell's and its like, which come next and take other arguments.
     _init = nn.RNNCellBase.__init__
 
-    def _step(self, step, function, torch_function, input: Tensor, states):
-        """The next states as ``function`` of seqkern.functional returns them. ``step`` is its
-        operator for plain arguments: they go there at once, as a step takes but microseconds."""
-        if is_plain_step(input) and _tracing_state() is None and input.dim() == 2:
+    def _step(self, cell: str, function, torch_function, input: Tensor, states):
+        """The next states as ``function`` of seqkern.functional returns them. Plain arguments take
+        a shorter way, as a step takes but microseconds."""
+        if isinstance(input, Tensor) and input.dim() == 2 and _tracing_state() is None:
             get = self._parameters.get
             weights = get("weight_ih"), get("weight_hh"), get("bias_ih"), get("bias_hh")
             if weights[0] is not None and weights[1] is not None:
                 try:
-                    return step(input, *(states or self._no_states), *weights)
+                    new = plain_step(cell, input, *(states or self._no_states), *weights)
+                    if new is not None:
+                        return new
                 except RuntimeError:
                     pass  # what does not fit is told apart below
         if input.dim() != 2:
@@ -613,7 +612,7 @@ class LSTMCell(_Cell, nn.LSTMCell):
                 return _node(self, input, hx)
             if hx is not None and not (type(hx) is tuple and len(hx) == 2):
                 hx = _pair(hx, "lstm_cell")
-            return self._step(_lstm_step, lstm_cell, _torch_lstm_cell, input, hx)
+            return self._step("lstm", lstm_cell, _torch_lstm_cell, input, hx)
 
     _scripted = scripted_cell(nn.LSTMCell)
 
@@ -648,7 +647,7 @@ class GRUCell(_Cell, nn.GRUCell):
             if isinstance(input, Proxy):
                 return _node(self, input, hx)
             return self._step(
-                _gru_step, gru_cell, _torch_gru_cell, input, None if hx is None else (hx,)
+                "gru", gru_cell, _torch_gru_cell, input, None if hx is None else (hx,)
             )
 
     _scripted = scripted_cell(nn.GRUCell)
@@ -685,9 +684,9 @@ class RNNCell(_Cell, nn.RNNCell):
                 return _node(self, input, hx)
             states = None if hx is None else (hx,)
             if self.nonlinearity == "tanh":
-                return self._step(_tanh_step, rnn_cell, _torch_tanh_cell, input, states)
+                return self._step("rnn_tanh", rnn_cell, _torch_tanh_cell, input, states)
             if self.nonlinearity == "relu":
-                return self._step(_relu_step, _relu_cell, _torch_relu_cell, input, states)
+                return self._step("rnn_relu", _relu_cell, _torch_relu_cell, input, states)
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
 
     _scripted = scripted_cell(nn.RNNCell)

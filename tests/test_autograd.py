@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections import Counter
+from typing import ClassVar
 
 import pytest
 import torch
 from layers import CELLS, Case, count_kernels, gradients
 from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd.graph import saved_tensors_hooks
+from torch.overrides import BaseTorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from seqkern import functional, reference
+from seqkern import autograd, functional, reference
 
 KINDS = (*((cell, 0) for cell in CELLS), ("lstm", 2))
 
@@ -124,6 +130,175 @@ def test_nothing_is_saved_without_grad():
     with torch.no_grad(), count_kernels() as calls:
         case.call(functional, *(t.requires_grad_() for t in tensors))
     assert calls == {"lstm_forward": 1}
+
+
+# The node of plain eager mode, and the Function for what else is at work
+
+
+class Watched(torch.Tensor):
+    """Sees with __torch_function__ what is called with it."""
+
+    calls: ClassVar[Counter[str]] = Counter()
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        cls.calls[str(func)] += 1
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+class Asked(TorchDispatchMode):
+    """The kernels that are called, each with what it is asked for."""
+
+    def __enter__(self):
+        super().__enter__()
+        self.calls = []
+        return self.calls
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "seqkern":
+            flags = [a for a in args if isinstance(a, bool)]
+            self.calls.append((func._schema.name.removeprefix("seqkern::"), flags))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_which_node(cell):
+    case = Case(cell)
+    tensors = leaves(case)
+
+    def node():
+        return case.call(functional, *tensors)[0].grad_fn.name()
+
+    assert "LayerFunction" in node()
+    with BaseTorchFunctionMode():
+        assert node() == "LayerBackward"
+    for i in range(len(tensors)):
+        plain, tensors[i] = tensors[i], tensors[i].as_subclass(Watched)
+        Watched.calls.clear()
+        assert node() == "LayerBackward"
+        assert Watched.calls[f"seqkern.{cell}_forward.default"] == 1
+        tensors[i] = plain
+
+
+@pytest.mark.parametrize("save", ("gates", "states"))
+@pytest.mark.parametrize("sizes", (None, (2, 2, 1)), ids=("padded", "ragged"))
+@pytest.mark.parametrize("bias", (True, False), ids=("bias", "no_bias"))
+@pytest.mark.parametrize("D", (1, 2))
+@pytest.mark.parametrize("cell, P", KINDS)
+def test_node_and_function_are_one(cell, P, D, bias, sizes, save):
+    """Results, what is saved, which kernels run, gradients, and those that no one wants."""
+    case = Case(cell, T=3, B=2, P=P, D=D, bias=bias, batch_sizes=sizes)
+
+    states, count = (3 if cell == "lstm" else 2), len(leaves(case))
+
+    def function(*tensors):
+        given = (*tensors[:states], None)[:3]
+        return autograd.Layer.apply(cell, save, case.sizes(), *given, *tensors[states:])[:states]
+
+    params = range(states, count)
+    for frozen in ((), (0,), (1,), params, params[:-1]):
+        found = []
+        for layer in (lambda *t: case.call(functional, *t, save=save), function):
+            tensors = [t.requires_grad_(i not in frozen) for i, t in enumerate(leaves(case))]
+            saved = Counter()
+
+            def pack(tensor, saved=saved):
+                saved[
+                    tuple(tensor.shape), tensor.dtype, round(tensor.double().sum().item(), 6)
+                ] += 1
+                return tensor
+
+            with Asked() as asked:
+                with saved_tensors_hooks(pack, lambda t: t):
+                    results = layer(*tensors)
+                sum(r.sin().sum() for r in results).backward()
+            assert all(r.requires_grad and not r._is_view() for r in results)
+            wanted = [0 not in frozen, any(p not in frozen for p in params), False]
+            assert asked == [(f"{cell}_forward", []), (f"{cell}_backward", wanted)]
+            found.append((saved, [*results, *(t.grad for t in tensors)]))
+        (saved, ours), (expected, others) = found
+        assert saved == expected
+        for a, b in zip(ours, others, strict=True):
+            assert a is b is None or torch.equal(a, b)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_second_derivative_inside_of_a_transform(cell):
+    """The graph is that of plain eager mode; a transform is at work when it is differentiated."""
+    case = Case(cell)
+    found = []
+    for module in (functional, reference):
+        tensors = leaves(case)
+        output = case.call(module, *tensors)[0]
+
+        def pull_back(seed, output=output, tensors=tensors):
+            return torch.autograd.grad(output, tensors, seed, retain_graph=True, create_graph=True)
+
+        seeds = torch.arange(2 * output.numel(), dtype=output.dtype).view(2, *output.shape).sin()
+        firsts = torch.vmap(pull_back)(seeds)
+        seconds = torch.autograd.grad(
+            sum(g.pow(2).sum() for g in firsts), tensors, retain_graph=True
+        )
+
+        loss = output.sin().sum()
+
+        def product(x, loss=loss, input=tensors[0]):
+            (grad,) = torch.autograd.grad(loss, input, retain_graph=True, create_graph=True)
+            return (grad * x).sum()
+
+        found.append((firsts, seconds, torch.func.grad(product)(tensors[0].detach())))
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_tensor_that_outlived_its_transform(cell):
+    case = Case(cell)
+    arguments = case.arguments()
+    outlived = []
+    torch.func.grad(lambda x: outlived.append(x) or x.sum())(arguments["input"])
+    found = []
+    for input in (outlived[0], arguments["input"]):
+        tensors = [input, *leaves(case)[1:]]
+        results = case.call(functional, *tensors)
+        sum(r.sin().sum() for r in results).backward()
+        found.append((results, [t.grad for t in tensors[1:]]))
+    torch.testing.assert_close(*found)
+    assert outlived[0].grad is None
+
+
+def test_errors_of_hooks_and_of_what_they_call_come_out(monkeypatch):
+    case = Case("lstm")
+
+    def fail(*_):
+        raise KeyError("one of Python's")
+
+    with saved_tensors_hooks(lambda t: t, fail):
+        output = case.call(functional, *leaves(case))[0]
+    with pytest.raises(KeyError, match="one of Python's"):
+        output.sum().backward()
+    with saved_tensors_hooks(fail, lambda t: t), pytest.raises(KeyError, match="one of Python's"):
+        case.call(functional, *leaves(case))
+    monkeypatch.setattr(autograd.LayerGrad, "forward", fail)
+    with pytest.raises(KeyError, match="one of Python's"):
+        tensors = leaves(case)
+        output = case.call(functional, *tensors)[0]
+        torch.autograd.grad(output.sum(), tensors[0], create_graph=True)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_graph_goes_with_its_results(cell):
+    """Without a cycle that would wait for the garbage collector."""
+    case = Case(cell)
+    tensors = leaves(case)
+    input = tensors[0].clone()
+    results = case.call(functional, input, *tensors[1:])
+    gone = weakref.ref(input)
+    gc.disable()
+    try:
+        del input, results
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 # torch.func

@@ -10,7 +10,9 @@ import types
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from torch import Tensor, nn
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
 from torch.utils._pytree import tree_leaves
@@ -209,3 +211,28 @@ def test_without_implicit_fallbacks(kind):
         torch.testing.assert_close(run(torch.compile(module, fullgraph=True)), expected)
         with torch.no_grad():
             torch.testing.assert_close(torch.compile(module, fullgraph=True)(x), module(x))
+
+
+@pytest.mark.parametrize("kind", ("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"))
+def test_compiled_autograd(kind):
+    """The backward pass of an eager graph, compiled: its nodes, which are C++, are traced through."""
+    module = getattr(seqkern, kind)(3, 4).double()
+    x = torch.randn(*([] if "Cell" in kind else [5]), 2, 3, dtype=torch.float64)
+    operators = []
+
+    def compiler(graph, inputs):
+        operators.extend(str(node.target) for node in graph.graph.nodes)
+        return make_boxed_func(graph.forward)
+
+    found = []
+    for backend in (aot_autograd(fw_compiler=compiler), None):
+        loss = sum(t.sin().sum() for t in tree_leaves(module(x)))
+        if backend:
+            with torch._dynamo.compiled_autograd._enable(torch.compile(backend=backend)):
+                loss.backward()
+        else:
+            loss.backward()
+        found.append([p.grad for p in module.parameters()])
+        module.zero_grad()
+    assert sum(name.startswith("seqkern.") and "_backward" in name for name in operators) == 1
+    torch.testing.assert_close(*found)

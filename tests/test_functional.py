@@ -100,12 +100,15 @@ def test_cells(kind, options, bias, dtype):
         tensors = [torch.randn(B, I).to(dtype), *states, *cell.parameters()]
         exact = [t.detach().double() for t in tensors]
         ours = getattr(functional, name)(*tensors, **options)
+        with torch.no_grad():
+            inferred = getattr(functional, name)(*tensors, **options)
         exact = getattr(reference, name)(*exact, **options)
         torchs = cell(tensors[0], tuple(states) if kind == "LSTMCell" else states[0])
         if kind != "LSTMCell":
-            ours, exact, torchs = (ours,), (exact,), (torchs,)
-        for a, b, c in zip(ours, exact, torchs, strict=True):
+            ours, inferred, exact, torchs = (ours,), (inferred,), (exact,), (torchs,)
+        for a, i, b, c in zip(ours, inferred, exact, torchs, strict=True):
             check(a.detach(), b, c.detach())
+            check(i, b, c.detach())
 
 
 def test_one_bias_alone_counts():

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from tolerances import check
+from torch.overrides import BaseTorchFunctionMode
 
 import seqkern
-from seqkern import ops, reference
+from seqkern import functional, ops, reference
 
 TORCH = {
     "lstm": torch.nn.LSTMCell,
@@ -93,6 +96,11 @@ def test_one_state_alone_is_refused():
         ops.STEP["lstm"](x, h, None, *params)
     with pytest.raises(RuntimeError, match="w_hh"):
         ops.STEP["gru"](x, None, params[0], params[1][0], None, None)
+    x.requires_grad_()
+    with pytest.raises(RuntimeError, match="expected both h and c or neither, got c alone"):
+        functional.lstm_cell(x, None, h, *params)
+    with pytest.raises(RuntimeError, match="c_0 must be given"):
+        functional.lstm_cell(x, h, None, *params)
 
 
 @pytest.mark.parametrize("threads", (1, 2, 3, 8))
@@ -251,7 +259,7 @@ def test_a_step_of_training_is_one_node(cell):
         input = x.clone().requires_grad_()
         h, *c = results(module(input))
         if module is ours:
-            assert "Step" in h.grad_fn.name() and not h._is_view()
+            assert "StepFunction" in h.grad_fn.name() and not h._is_view()
         if cell.startswith("rnn"):
             with pytest.raises(RuntimeError, match="modified by an inplace operation"):
                 torch.autograd.grad(h.mul_(2).sum(), input)
@@ -263,6 +271,23 @@ def test_a_step_of_training_is_one_node(cell):
         torchs.zero_grad()
     for ours, torchs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, torchs)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_step_of_training_where_someone_looks_on(cell):
+    """Then it is a layer, whose operator they see."""
+    (x, *_), torchs = arguments(cell, 3, 5, 7)
+    ours = seqkern.convert(torchs)
+    found = []
+    for context in (contextlib.nullcontext(), BaseTorchFunctionMode()):
+        input = x.clone().requires_grad_()
+        with context:
+            new = results(ours(input))
+        assert ("StepFunction" in new[0].grad_fn.name()) is (not found)
+        sum(t.sin().sum() for t in new).backward()
+        found.append((new, input.grad, [p.grad for p in ours.parameters()]))
+        torchs.zero_grad()
+    torch.testing.assert_close(*found, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("wanted", ("h", "c", "input", "weight", "second derivative"))

@@ -1,6 +1,6 @@
 // The dispatcher's view of seqkern: one forward and one backward operator per cell, all with the
 // same schema, and beside them those for single steps of inference. The fake kernels and the vmap
-// rules are in seqkern/ops.py, the derivative in seqkern/autograd.py.
+// rules are in seqkern/ops.py, the derivative in ops/autograd.h and seqkern/autograd.py.
 #include <ATen/Functions.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
@@ -109,14 +109,6 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>, Tensor, Tensor> backward
       {grad_output, grad_h_n, grad_c_n.value_or(Tensor()), input, h_0, c_0.value_or(Tensor()),
        output, gates.contiguous(), cells, needs_input_grad, needs_params_grad, step_grads});
   return {r.grad_input, r.grad_h_0, r.grad_c_0, r.grad_params, r.step_grad_h, r.step_grad_c};
-}
-
-// [B, H]
-Tensor zero_state(Cell cell, const Tensor& input, const Tensor& w_hh) {
-  TORCH_CHECK(input.dim() == 2 && w_hh.dim() == 2, "seqkern::", cell_info(cell).name,
-              "_step: input must be [B, I] and w_hh [G*H, H], got ", input.sizes(), " and ",
-              w_hh.sizes());
-  return at::zeros({input.size(0), w_hh.size(1)}, input.options());
 }
 
 // run: step_cpu or step_cuda
@@ -258,8 +250,8 @@ TORCH_LIBRARY_IMPL(seqkern, CUDA, m) { implement<Cuda>(m); }
 #endif
 #endif
 
-// Derivatives live in Python, around these operators. Called directly on tensors that require
-// grad, they say so in backward instead of returning no gradient.
+// Derivatives lie around these operators. Called directly on tensors that require
+// grad, these say so in backward instead of returning no gradient.
 TORCH_LIBRARY_IMPL(seqkern, Autograd, m) {
   for (const char* name : {"layout", "gather_rows", "scatter_rows"}) {
     m.impl(name, torch::autograd::autogradNotImplementedFallback());

@@ -6,6 +6,13 @@ namespace seqkern::ops {
 
 using at::Tensor;
 
+Tensor zero_state(Cell cell, const Tensor& input, const Tensor& w_hh) {
+  TORCH_CHECK(input.dim() == 2 && w_hh.dim() == 2, "seqkern::", cell_info(cell).name,
+              "_step: input must be [B, I] and w_hh [G*H, H], got ", input.sizes(), " and ",
+              w_hh.sizes());
+  return at::zeros({input.size(0), w_hh.size(1)}, input.options());
+}
+
 StepResult step_of_layer(decltype(&forward_cpu) forward, Cell cell, const Tensor& input,
                          const Tensor& h, const Tensor& c, const Tensor& w_ih, const Tensor& w_hh,
                          const Tensor& b_ih, const Tensor& b_hh) {

@@ -12,6 +12,9 @@ struct StepResult {
   at::Tensor c;  // [B, H], undefined without a cell state
 };
 
+// A state of zeros [B, H], for input [B, I].
+at::Tensor zero_state(Cell cell, const at::Tensor& input, const at::Tensor& w_hh);
+
 // One cell: input [B, I], h [B, H], c [B, H] or undefined, both biases or none (undefined). Runs as
 // a layer of one step by forward_cpu or forward_cuda, in any layout and dtype that a layer takes.
 StepResult step_of_layer(decltype(&forward_cpu) forward, Cell cell, const at::Tensor& input,

@@ -1,0 +1,253 @@
+#include "ops/autograd.h"
+
+#include <ATen/Functions.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <c10/util/SmallVector.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <string>
+#include <vector>
+
+namespace seqkern::ops {
+
+namespace {
+
+using at::Tensor;
+using Optional = std::optional<Tensor>;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+// The operators of register.cpp, by way of the dispatcher: each device has its own, and modes see
+// them.
+using Forward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>(
+    const Tensor& input, const Optional& batch_sizes, const Tensor& h_0, const Optional& c_0,
+    at::TensorList params, c10::string_view save);
+using Backward = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>, Tensor, Tensor>(
+    const Tensor& grad_output, const Tensor& grad_h_n, const Optional& grad_c_n,
+    const Tensor& input, const Optional& batch_sizes, const Tensor& h_0, const Optional& c_0,
+    at::TensorList params, const Tensor& output, const Tensor& gates, const Tensor& cells,
+    bool needs_input_grad, bool needs_params_grad, bool step_grads);
+
+template <typename F>
+std::vector<c10::TypedOperatorHandle<F>> of_cells(const char* rest) {
+  std::vector<c10::TypedOperatorHandle<F>> found;
+  for (int cell = 0; cell < kNumCells; ++cell) {
+    const std::string name = cell_info(static_cast<Cell>(cell)).name;
+    found.push_back(c10::Dispatcher::singleton()
+                        .findSchemaOrThrow(("seqkern::" + name + rest).c_str(), "")
+                        .typed<F>());
+  }
+  return found;
+}
+
+const auto& forward_op(Cell cell) {
+  static const auto found = of_cells<Forward>("_forward");
+  return found[static_cast<int>(cell)];
+}
+
+const auto& backward_op(Cell cell) {
+  static const auto found = of_cells<Backward>("_backward");
+  return found[static_cast<int>(cell)];
+}
+
+LayerGrad layer_grad = nullptr;
+
+Optional if_defined(const Tensor& tensor) {
+  return tensor.defined() ? Optional(tensor) : std::nullopt;
+}
+
+Tensor or_zeros(const Tensor& grad, const Tensor& like) {
+  return grad.defined() ? grad : at::zeros_like(like);
+}
+
+BackwardResult gradients(Cell cell, const Tensor& batch_sizes, const BackwardInputs& in,
+                         at::TensorList params) {
+  if (at::GradMode::is_enabled()) return layer_grad(cell, batch_sizes, in, params);
+  BackwardResult r;
+  std::tie(r.grad_input, r.grad_h_0, r.grad_c_0, r.grad_params, r.step_grad_h, r.step_grad_c) =
+      backward_op(cell).call(in.grad_output, in.grad_h_n, if_defined(in.grad_c_n), in.input,
+                             if_defined(batch_sizes), in.h_0, if_defined(in.c_0), params, in.output,
+                             in.gates, in.cells, in.needs_input_grad, in.needs_params_grad, false);
+  return r;
+}
+
+// A backward pass below autograd, unless grad mode is on and somebody may differentiate it. Only
+// once the kept tensors are there: a hook that unpacks them may run anything, as a checkpoint does.
+class MaybeBelow {
+ public:
+  MaybeBelow() {
+    if (!at::GradMode::is_enabled()) below_.emplace();
+  }
+
+ private:
+  std::optional<at::AutoDispatchBelowADInplaceOrView> below_;
+};
+
+// The arguments that are no variables, and the one result that is none: compiled autograd takes no
+// node with results that are marked as such.
+struct Call {
+  Cell cell;
+  std::string_view save;
+  const Optional& batch_sizes;
+  Tensor* no_c_n;
+};
+
+// What both nodes keep, and their edges in its order: those of input, h, c where the cell has it,
+// params.
+struct Kept {
+  Cell cell;
+  variable_list tensors;
+  const Tensor &batch_sizes, &input, &h, &c, &output, &gates, &cells;
+  at::TensorList params;
+  bool needs_input_grad, needs_params_grad;
+
+  static void keep(AutogradContext* ctx, Cell cell, variable_list tensors, at::TensorList params) {
+    ctx->saved_data["cell"] = static_cast<int64_t>(cell);
+    // Else zeros are made for every result that nobody used.
+    ctx->set_materialize_grads(false);
+    tensors.insert(tensors.end(), params.begin(), params.end());
+    ctx->save_for_backward(std::move(tensors));
+  }
+  explicit Kept(AutogradContext* ctx)
+      : cell(static_cast<Cell>(ctx->saved_data["cell"].toInt())),
+        tensors(ctx->get_saved_variables()),
+        batch_sizes(tensors[0]),
+        input(tensors[1]),
+        h(tensors[2]),
+        c(tensors[3]),
+        output(tensors[4]),
+        gates(tensors[5]),
+        cells(tensors[6]),
+        params(at::TensorList(tensors).slice(7)),
+        needs_input_grad(ctx->needs_input_grad(0)) {
+    const size_t first = c.defined() ? 3 : 2;
+    needs_params_grad = ctx->needs_input_grad({{first, first + params.size()}});
+  }
+  Kept(const Kept&) = delete;
+
+  // One gradient for each argument, undefined where there is none: the first one is no variable.
+  variable_list returned(BackwardResult r) const {
+    variable_list all{Tensor(), needs_input_grad ? r.grad_input : Tensor(), r.grad_h_0,
+                      c.defined() ? r.grad_c_0 : Tensor()};
+    r.grad_params.resize(params.size());
+    for (Tensor& grad : r.grad_params) all.push_back(std::move(grad));
+    return all;
+  }
+};
+
+}  // namespace
+
+// Outside of it, for their names: torch's errors show them.
+struct LayerFunction : torch::autograd::Function<LayerFunction> {
+  static constexpr bool is_traceable = true;
+
+  static variable_list forward(AutogradContext* ctx, const Call& call, const Tensor& input,
+                               const Tensor& h_0, const Optional& c_0, at::TensorList params) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    auto [output, h_n, c_n, gates, cells] =
+        forward_op(call.cell).call(input, call.batch_sizes, h_0, c_0, params, call.save);
+    Kept::keep(ctx, call.cell,
+               {call.batch_sizes.value_or(Tensor()), input, h_0, c_0.value_or(Tensor()), output,
+                gates, cells},
+               params);
+    if (c_0) return {output, h_n, c_n};
+    *call.no_c_n = c_n;
+    return {output, h_n};
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const Kept k(ctx);
+    const MaybeBelow below;
+    return k.returned(gradients(k.cell, k.batch_sizes,
+                                {.grad_output = or_zeros(grads[0], k.output),
+                                 .grad_h_n = or_zeros(grads[1], k.h),
+                                 .grad_c_n = k.c.defined() ? or_zeros(grads[2], k.c) : Tensor(),
+                                 .input = k.input,
+                                 .h_0 = k.h,
+                                 .c_0 = k.c,
+                                 .output = k.output,
+                                 .gates = k.gates,
+                                 .cells = k.cells,
+                                 .needs_input_grad = k.needs_input_grad,
+                                 .needs_params_grad = k.needs_params_grad},
+                                k.params));
+  }
+};
+
+struct StepFunction : torch::autograd::Function<StepFunction> {
+  static constexpr bool is_traceable = true;
+
+  static variable_list forward(AutogradContext* ctx, Cell cell, const Tensor& input,
+                               const Tensor& h, const Optional& c, at::TensorList params) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    auto [output, h_n, c_n, gates, cells] =
+        forward_op(cell).call(input.unsqueeze(0), std::nullopt, h.unsqueeze(0),
+                              c ? Optional(c->unsqueeze(0)) : std::nullopt, params, "gates");
+    // In place: were they views, users could not change them in place.
+    output.squeeze_(0);
+    // A first step's backward pass reads the output where no gates are saved; else any tensor of
+    // its shape will do, and the output may be changed in place.
+    const Tensor read = gates.numel() == 0 ? output : h;
+    Kept::keep(ctx, cell, {Tensor(), input, h, c.value_or(Tensor()), read, gates, cells}, params);
+    if (!c) return {output};
+    c_n.squeeze_(0);
+    return {output, c_n};
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const Kept k(ctx);
+    const MaybeBelow below;
+    const bool has_c = k.c.defined();
+    const Tensor h_0 = k.h.unsqueeze(0);
+    BackwardResult r =
+        gradients(k.cell, Tensor(),
+                  {.grad_output = or_zeros(grads[0], k.h).unsqueeze(0),
+                   .grad_h_n = at::zeros_like(h_0),
+                   .grad_c_n = has_c ? or_zeros(grads[1], k.c).unsqueeze(0) : Tensor(),
+                   .input = k.input.unsqueeze(0),
+                   .h_0 = h_0,
+                   .c_0 = has_c ? k.c.unsqueeze(0) : Tensor(),
+                   .output = k.output.unsqueeze(0),
+                   .gates = k.gates,
+                   .cells = k.cells,
+                   .needs_input_grad = k.needs_input_grad,
+                   .needs_params_grad = k.needs_params_grad},
+                  k.params);
+    if (k.needs_input_grad) r.grad_input = r.grad_input.squeeze(0);
+    r.grad_h_0 = r.grad_h_0.squeeze(0);
+    if (has_c) r.grad_c_0 = r.grad_c_0.squeeze(0);
+    return k.returned(std::move(r));
+  }
+};
+
+LayerResult differentiable_layer(Cell cell, const Tensor& input, const Optional& batch_sizes,
+                                 const Tensor& h_0, const Optional& c_0, at::TensorList params,
+                                 std::string_view save) {
+  Tensor no_c_n;
+  variable_list r =
+      LayerFunction::apply(Call{cell, save, batch_sizes, &no_c_n}, input, h_0, c_0, params);
+  return {r[0], r[1], c_0 ? r[2] : no_c_n};
+}
+
+StepResult differentiable_step(Cell cell, const Tensor& input, const Optional& h, const Optional& c,
+                               const Tensor& w_ih, const Tensor& w_hh, const Optional& b_ih,
+                               const Optional& b_hh) {
+  const CellInfo& info = cell_info(cell);
+  Optional from_h = h, from_c = c;
+  if (!h) {
+    TORCH_CHECK(!c, "seqkern::", info.name, "_step: expected both h and c or neither, got c alone");
+    from_h = zero_state(cell, input, w_hh);
+    if (info.has_cell_state) from_c = from_h;
+  }
+  c10::SmallVector<Tensor, 4> params{w_ih, w_hh};
+  for (const Optional* bias : {&b_ih, &b_hh}) {
+    if (*bias) params.push_back(**bias);
+  }
+  variable_list r = StepFunction::apply(cell, input, *from_h, from_c, at::TensorList(params));
+  return {r[0], info.has_cell_state ? r[1] : Tensor()};
+}
+
+void set_layer_grad(LayerGrad given) { layer_grad = given; }
+
+}  // namespace seqkern::ops

@@ -1,0 +1,41 @@
+// A layer and one step of a cell as nodes of autograd, for plain eager mode; what
+// seqkern/autograd.py's Layer is where more is at work.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <string_view>
+
+#include "ops/layer.h"
+#include "ops/step.h"
+
+namespace seqkern::ops {
+
+struct LayerResult {
+  at::Tensor output;  // [T, B, D*K] or [R, D*K]
+  at::Tensor h_n;     // [D, B, K]
+  at::Tensor c_n;     // [D, B, H], or [0] without a cell state
+};
+
+// Arguments as of the operators NAME_forward.
+LayerResult differentiable_layer(Cell cell, const at::Tensor& input,
+                                 const std::optional<at::Tensor>& batch_sizes,
+                                 const at::Tensor& h_0, const std::optional<at::Tensor>& c_0,
+                                 at::TensorList params, std::string_view save);
+
+// Arguments as of the operators NAME_step. What it returns is no view and may be changed in place.
+StepResult differentiable_step(Cell cell, const at::Tensor& input,
+                               const std::optional<at::Tensor>& h,
+                               const std::optional<at::Tensor>& c, const at::Tensor& w_ih,
+                               const at::Tensor& w_hh, const std::optional<at::Tensor>& b_ih,
+                               const std::optional<at::Tensor>& b_hh);
+
+// A backward pass with a derivative of its own, which is Python's; batch_sizes may be undefined.
+// Called where a backward pass runs with grad mode on. Not through an operator: those that are made
+// of others know no transforms of torch.func, which may be at work by then.
+using LayerGrad = BackwardResult (*)(Cell cell, const at::Tensor& batch_sizes,
+                                     const BackwardInputs& inputs, at::TensorList params);
+void set_layer_grad(LayerGrad layer_grad);
+
+}  // namespace seqkern::ops

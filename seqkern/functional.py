@@ -302,7 +302,7 @@ def layer(
 
 def _with_kernel(cell, input, batch_sizes, h_0, c_0, params, save) -> tuple[Tensor, ...]:
     if _grad_enabled():
-        # Where Dynamo looks on or a transform is at work, Layer is for them.
+        # Dynamo and transforms know Functions alone.
         if not _dynamo_compiling() and not _functorch_active():
             results = _trained_layer(cell, input, batch_sizes, h_0, c_0, params, save)
             if results is not None:

@@ -144,8 +144,8 @@ seqkern::ops::BackwardResult layer_grad(Cell cell, const at::Tensor& batch_sizes
 
 PYBIND11_MODULE(_C, m) {
   m.doc() =
-      "Facts about this build of seqkern and this machine; importing it registers "
-      "torch.ops.seqkern.*";
+      "Facts about this build of seqkern and this machine, and the autograd nodes of plain eager "
+      "mode; importing it registers torch.ops.seqkern.*";
 
   // torch's translation of errors, as its own functions have it: without the C++ stack.
   m.def("layer", torch::wrap_pybind_function(layer));

@@ -15,7 +15,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import BaseTorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from seqkern import autograd, functional, reference
+from seqkern import _C, autograd, functional, reference
 
 KINDS = (*((cell, 0) for cell in CELLS), ("lstm", 2))
 
@@ -178,6 +178,13 @@ def test_which_node(cell):
         assert node() == "LayerBackward"
         assert Watched.calls[f"seqkern.{cell}_forward.default"] == 1
         tensors[i] = plain
+
+
+def test_calls_of_a_node_that_do_not_fit():
+    with pytest.raises(ValueError, match="there is no cell 'mgu'"):
+        _C.step("mgu")
+    with pytest.raises(TypeError, match="not the arguments of this cell's step"):
+        _C.step("lstm", torch.ones(2, 3))
 
 
 @pytest.mark.parametrize("save", ("gates", "states"))

@@ -226,6 +226,7 @@ struct Math {
   struct Reduced {
     V expm1;  // e^r - 1
     V scale;  // 2^n
+    SEQKERN_INLINE V exp() const { return (expm1 + 1) * scale; }
   };
 
   // e^x = 2^n e^r with |r| <= ln(2)/2, for x within [kExpMin, kExpMax] or NaN.
@@ -243,15 +244,11 @@ struct Math {
 
   static SEQKERN_INLINE V clamp(V x, T lo, T hi) { return at_most(hi, at_least(lo, x)); }
 
-  static SEQKERN_INLINE V exp(V x) {
-    const Reduced e = reduce(clamp(x, S::kExpMin, S::kExpMax));
-    return (e.expm1 + 1) * e.scale;
-  }
+  static SEQKERN_INLINE V exp(V x) { return reduce(clamp(x, S::kExpMin, S::kExpMax)).exp(); }
 
   // The sign is part of the multiply-adds after the clamp.
   static SEQKERN_INLINE V sigmoid(V x) {
-    const Reduced e = reduce(-clamp(x, -S::kExpMax, -S::kExpMin));
-    return 1 / (1 + (e.expm1 + 1) * e.scale);
+    return 1 / (1 + reduce(-clamp(x, -S::kExpMax, -S::kExpMin)).exp());
   }
 
   // float, the dtype that trains: errors of tanh build up along a sequence, so it is nearly
@@ -267,8 +264,7 @@ struct Math {
     for (int i = S::kTanhDegree - 1; i >= 0; --i) p = p * z + S::kTanhPoly[i];
     const V near = x + x * (z * p);
     const V y = at_most(S::kTanhMax, a);
-    const Reduced e = reduce(y + y);
-    const V far = 1 - 2 / ((e.expm1 + 1) * e.scale + 1);
+    const V far = 1 - 2 / (reduce(y + y).exp() + 1);
     return a < S::kTanhSplit ? near : (V)((U)far | sign);
   }
 

@@ -47,11 +47,20 @@ def test_rows_are_split_where_weights_are_few():
 
 
 @pytest.mark.parametrize("B, ragged, rows", [(128, False, True), (128, True, False)])
-def test_rows_are_split_where_panels_do_not_deal_evenly(B, ragged, rows):
-    """One panel cannot be dealt to two threads; ragged rows cannot be dealt evenly either."""
+def test_rows_are_split_where_there_are_too_few_panels(B, ragged, rows):
+    """One panel for two threads; where rows may not stay with a thread, they share it each step."""
     found = plan(H=16, K=16, panel_units=16, B=B, ragged=ragged)
     assert found["split_rows"] is rows
-    assert found["threads"] == (2 if rows else 1)
+    assert found["threads"] == 2
+
+
+def test_units_are_split_where_few_panels_are_left():
+    """Five panels for four threads: the fifth is shared, if it has rows enough."""
+    found = plan(H=80, K=80, panel_units=16, B=64, threads=4)
+    assert found["threads"] == 4 and not found["split_rows"]
+    one = {"H": 32, "K": 32, "panel_units": 32, "ragged": True}
+    assert plan(**one, B=5)["threads"] == 1
+    assert plan(**one, B=6)["threads"] == 2
 
 
 def test_no_more_threads_than_panels_or_than_there_are():

@@ -26,7 +26,7 @@ constexpr int64_t kGemmDepth = kGemmPanelBytes / int64_t(kGemmColumns<T> * sizeo
 inline constexpr int64_t kGemmMaxRows = 512 / kGemmRows * kGemmRows;
 // Terms that a block of rows is made with before the next one's turn: with more a block would have
 // too few rows to read the panels for.
-inline constexpr int64_t kGemmSlab = 512;
+inline constexpr int64_t kGemmMaxSlab = 640;
 
 // Vectors of panel p of n columns.
 template <class T>
@@ -47,7 +47,7 @@ int64_t gemm_packed_size(int64_t k, int64_t n) {
 
 template <class T>
 int64_t gemm_scratch_size() {
-  static_assert(kGemmSlab * kGemmColumns<T> <= kGemmBlockBytes / int64_t(sizeof(Operand<T>)));
+  static_assert(kGemmMaxSlab * kGemmColumns<T> <= kGemmBlockBytes / int64_t(sizeof(Operand<T>)));
   return kGemmBlockBytes / sizeof(T);
 }
 
@@ -227,9 +227,11 @@ template <class T, bool Interleaved>
 void gemm_slab(const GemmArgs<T>& g, Range tiles, Range panels, Range terms, Operand<T>* scratch) {
   constexpr int64_t kElements = kGemmBlockBytes / sizeof(Operand<T>), kTerms = kOperandTerms<T>;
   const int64_t k_block = g.k_block / kTerms;
-  const int64_t depth = k_block > 0 && k_block < kGemmDepth<T> ? k_block : kGemmDepth<T>;
+  const int64_t deepest = k_block > 0 && k_block < kGemmDepth<T> ? k_block : kGemmDepth<T>;
   const int64_t end = tiles.end * kGemmRows < g.M ? tiles.end * kGemmRows : g.M;
   const int64_t K = terms.end - terms.begin;
+  // Equal blocks: a short last one would read and write c for little.
+  const int64_t depth = K > 0 ? ceil_div(K, ceil_div(K, deepest)) : 1;
   // Rows of a block: as many as fit; panels of a group: as many as c's block has room for.
   const int64_t fit = kElements / (K > 0 ? K : 1), most = fit < kGemmMaxRows ? fit : kGemmMaxRows,
                 block = most / kGemmRows * kGemmRows, group = kElements / (block * kGemmColumns<T>);
@@ -274,10 +276,9 @@ void gemm_slab(const GemmArgs<T>& g, Range tiles, Range panels, Range terms, Ope
 
 template <class T, bool Interleaved>
 void gemm_slabs(const GemmArgs<T>& g, Range tiles, Range panels, Operand<T>* scratch) {
-  const int64_t K = gemm_operands<T>(g.K);
-  for (int64_t k = 0; k == 0 || k < K; k += kGemmSlab) {
-    const Range terms{k, K - k < kGemmSlab ? K : k + kGemmSlab};
-    gemm_slab<T, Interleaved>(g, tiles, panels, terms, scratch);
+  const int64_t K = gemm_operands<T>(g.K), slabs = K > 0 ? ceil_div(K, kGemmMaxSlab) : 1;
+  for (int i = 0; i < slabs; ++i) {
+    gemm_slab<T, Interleaved>(g, tiles, panels, share(K, i, int(slabs)), scratch);
   }
 }
 
@@ -286,19 +287,22 @@ template <class T>
 void gemm_few_rows(const GemmArgs<T>& g, Range tiles, Range panels, T* scratch) {
   const int64_t begin = tiles.begin * kGemmRows,
                 end = tiles.end * kGemmRows < g.M ? tiles.end * kGemmRows : g.M;
-  const int64_t slab = g.k_block > 0 && g.k_block < kGemmSlab ? g.k_block : kGemmSlab;
+  constexpr int64_t kTerms = kOperandTerms<T>;
+  const int64_t most = g.k_block > 0 && g.k_block < kGemmMaxSlab ? g.k_block : kGemmMaxSlab,
+                slabs = g.K > 0 ? ceil_div(g.K, most) : 1,
+                slab = ceil_div(g.K, slabs * kTerms) * kTerms;
   for (int64_t p = panels.begin; p < panels.end; ++p) {
     const int64_t column = p * kGemmColumns<T>, vectors = gemm_vectors<T>(p, g.N),
                   width = vectors * kLanesOf<T>,
                   columns = g.N - column < width ? g.N - column : width;
-    for (int64_t k0 = 0; k0 == 0 || k0 < g.K; k0 += slab) {
-      const int64_t k = g.K - k0 < slab ? g.K - k0 : slab;
+    for (int64_t i = 0; i < slabs; ++i) {
+      const int64_t k0 = i * slab, k = g.K - k0 < slab ? g.K - k0 : slab;
       gemm_pack_panel(g.b + k0 * g.b_row, g.b_row, g.b_column, k, g.N, p, scratch);
       for (int64_t row = begin, n; row < end; row += n) {
         n = end - row < kGemmRows ? end - row : kGemmRows;
         gemm_tile_for<T, false>(n, vectors)(
             g.c + row * g.ldc + column, g.ldc, columns, operands(g.a + row * g.a_row + k0),
-            g.a_row / kOperandTerms<T>, operands(scratch), gemm_operands<T>(k), g.add || k0 > 0);
+            g.a_row / kTerms, operands(scratch), gemm_operands<T>(k), g.add || k0 > 0);
       }
     }
   }

@@ -60,19 +60,39 @@ SEQKERN_INLINE void for_tiles(int64_t begin, int64_t end, const T* a, int64_t ld
   }
 }
 
+SEQKERN_INLINE Range intersection(Range a, Range b) {
+  return {a.begin > b.begin ? a.begin : b.begin, a.end < b.end ? a.end : b.end};
+}
+
 // Which panels and rows a thread works on.
 struct Part {
   const Worker& worker;
-  SEQKERN_INLINE Range panels(int64_t n) const {
-    return worker.split_rows ? Range{0, n} : share(n, worker.index, worker.count);
-  }
-  // Rows [begin, end) of a step, out of a batch of `batch` rows: a row stays with its thread.
-  SEQKERN_INLINE Range rows(int64_t batch, int64_t begin, int64_t end) const {
-    if (!worker.split_rows) return {begin, end};
-    Range mine = share(batch, worker.index, worker.count);
-    if (mine.begin < begin) mine.begin = begin;
-    if (mine.end > end) mine.end = end;
-    return mine;
+
+  // Calls f(p, rows) for what this thread does of a step's rows with n panels. Split rows: each
+  // panel for the thread's share of the batch, so that a row stays with its thread. Split units:
+  // whole panels, and some rows of those that are shared.
+  template <class F>
+  SEQKERN_INLINE void deal(int64_t n, int64_t batch, int64_t rows, F&& f) const {
+    const int index = worker.index, count = worker.count;
+    if (worker.split_rows) {
+      const Range mine = intersection(share(batch, index, count), {0, rows});
+      for (int64_t p = 0; p < n; ++p) f(p, mine);
+      return;
+    }
+    const int64_t left = panels_shared_by_rows(n, rows, count), whole = n - left;
+    const Range mine = share(whole, index, count), items = share(left * rows, index, count);
+    int64_t p = mine.begin, item = items.begin;
+    while (p < mine.end || item < items.end) {
+      if (p < mine.end) {
+        f(p++, Range{0, rows});
+      } else {
+        const int64_t skipped = item / rows;
+        const Range some =
+            intersection({0, rows}, {item - skipped * rows, items.end - skipped * rows});
+        f(whole + skipped, some);
+        item += some.end - some.begin;
+      }
+    }
   }
   SEQKERN_INLINE void wait() const {
     if (!worker.split_rows) worker.barrier->wait(worker.count);
@@ -164,21 +184,19 @@ void forward(const ForwardArgs<T>& a, const Worker& worker) {
   constexpr int G = C::kGates, kVectors = panel_vectors(G), kLanes = kLanesOf<T>;
   const Part part{worker};
   const int64_t H = a.H, K = a.K, batch = a.steps.offsets[1] - a.steps.offsets[0];
-  const Range panels = part.panels(num_panels<T>(G, H));
   for (int64_t i = a.steps.begin; i < a.steps.end; ++i) {
     const Step s = step_at(a.steps, a.steps.reverse ? a.steps.begin + a.steps.end - 1 - i : i);
-    const Range old = part.rows(batch, 0, s.continued),
-                fresh = part.rows(batch, s.continued, s.rows);
-    for (int64_t p = panels.begin; p < panels.end; ++p) {
+    part.deal(num_panels<T>(G, H), batch, s.rows, [&](int64_t p, Range rows) {
       if (a.product) {
         const int64_t unit = p * unit_vectors(G) * kLanes;
-        const Range all = part.rows(batch, 0, s.rows);
-        if (all.begin < all.end) {
-          forward_epilogue<C>(a, s, p, all.begin, all.end - all.begin,
-                              Source<A>{a.product + all.begin * G * H + unit, G * H, kLanes, H});
+        if (rows.begin < rows.end) {
+          forward_epilogue<C>(a, s, p, rows.begin, rows.end - rows.begin,
+                              Source<A>{a.product + rows.begin * G * H + unit, G * H, kLanes, H});
         }
-        continue;
+        return;
       }
+      const Range old = intersection(rows, {0, s.continued}),
+                  fresh = intersection(rows, {s.continued, s.rows});
       const T* panel = a.w_hh + p * panel_size<T>(G, K);
       const auto epilogue = [&](int64_t first, int64_t rows, const A* out) {
         forward_epilogue<C>(a, s, p, first, rows,
@@ -187,11 +205,10 @@ void forward(const ForwardArgs<T>& a, const Worker& worker) {
       for_tiles<T, kVectors>(old.begin, old.end, a.output + s.before * a.ldo, a.ldo, panel, K,
                              epilogue);
       for_tiles<T, kVectors>(fresh.begin, fresh.end, a.h_0, K, panel, K, epilogue);
-    }
+    });
     part.wait();
     if (a.w_hr) {
-      const Range mine = part.panels(num_panels<T>(1, K)), all = part.rows(batch, 0, s.rows);
-      for (int64_t p = mine.begin; p < mine.end; ++p) {
+      part.deal(num_panels<T>(1, K), batch, s.rows, [&](int64_t p, Range all) {
         for_tiles<T, kPlainVectors>(
             all.begin, all.end, a.hidden, H, a.w_hr + p * panel_size<T>(1, H), H,
             [&](int64_t first, int64_t rows, const A* out) {
@@ -202,7 +219,7 @@ void forward(const ForwardArgs<T>& a, const Worker& worker) {
                 }
               });
             });
-      }
+      });
       part.wait();
     }
   }
@@ -306,7 +323,6 @@ void backward(const BackwardArgs<T>& a, const Worker& worker) {
   const Steps& steps = a.steps;
   const int64_t H = a.H, K = a.K, batch = steps.offsets[1] - steps.offsets[0];
   const int64_t width = C::kGradGates * H, k = C::kGates * H;
-  const Range panels = part.panels(num_panels<T>(1, K));
   for (int64_t i = steps.begin; i < steps.end; ++i) {
     // Against the direction's own time.
     const int64_t t = steps.reverse ? i : steps.begin + steps.end - 1 - i;
@@ -315,12 +331,12 @@ void backward(const BackwardArgs<T>& a, const Worker& worker) {
     const bool in_chunk = after >= steps.begin && after < steps.end;
     const T* next = in_chunk ? a.grad_gates + (s.after - steps.offsets[steps.begin]) * width
                              : a.grad_gates_next;
-    const Range going_on = part.rows(batch, 0, s.continuing);
-    const Range ending = part.rows(batch, s.continuing, s.rows);
 
     // The recurrent part of dLoss/dh_t, handed to `epilogue` tile by tile.
     const auto recurrent = [&](auto epilogue) {
-      for (int64_t p = panels.begin; p < panels.end; ++p) {
+      part.deal(num_panels<T>(1, K), batch, s.rows, [&](int64_t p, Range rows) {
+        const Range going_on = intersection(rows, {0, s.continuing}),
+                    ending = intersection(rows, {s.continuing, s.rows});
         if (going_on.begin < going_on.end) {
           for_tiles<T, kPlainVectors>(
               going_on.begin, going_on.end, next, width, a.w_hh + p * panel_size<T>(1, k), k,
@@ -333,7 +349,7 @@ void backward(const BackwardArgs<T>& a, const Worker& worker) {
               a, s, p, ending.begin, ending.end - ending.begin,
               Source<A>{a.grad_h_n + ending.begin * K + p * kPlainVectors * kLanes, K, kLanes, 0});
         }
-      }
+      });
     };
 
     if (!a.w_hr) {
@@ -341,16 +357,15 @@ void backward(const BackwardArgs<T>& a, const Worker& worker) {
     } else {
       recurrent(projected_grad<T>);
       part.wait();
-      const Range mine = part.panels(num_panels<T>(1, H)), all = part.rows(batch, 0, s.rows);
       const T* grad_h = a.grad_h + (s.row - steps.offsets[steps.begin]) * K;
-      for (int64_t p = mine.begin; p < mine.end; ++p) {
+      part.deal(num_panels<T>(1, H), batch, s.rows, [&](int64_t p, Range all) {
         for_tiles<T, kPlainVectors>(all.begin, all.end, grad_h, K, a.w_hr + p * panel_size<T>(1, K),
                                     K, [&](int64_t first, int64_t rows, const A* out) {
                                       backward_epilogue<C>(
                                           a, s, p, first, rows,
                                           Source<A>{out, kPlainVectors * kLanes, kLanes, 0});
                                     });
-      }
+      });
     }
     part.wait();
   }

@@ -31,6 +31,15 @@ void parallel(int threads, F&& body) {
       &body);
 }
 
+// How many of n panels, each to be multiplied with so many rows, `count` threads share by rows
+// where they split the units: those that are left when all have as many whole ones, unless so few
+// rows would be each one's that reading the panel (the time of three rows) takes longer.
+[[gnu::always_inline]] inline int64_t panels_shared_by_rows(int64_t n, int64_t rows,
+                                                            int64_t count) {
+  const int64_t left = n % count;
+  return left * rows + 3 * count <= count * rows ? left : 0;
+}
+
 // Whether this process was forked from one that had loaded seqkern.
 bool forked();
 

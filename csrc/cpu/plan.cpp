@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "cpu/parallel.h"
+
 namespace seqkern::cpu {
 
 namespace {
@@ -38,10 +40,12 @@ Plan make_plan(const Problem& p, int available_threads) {
   const int64_t fastest = int64_t(std::sqrt(double(step_flops) / kBarrierFlops));
   const int64_t useful = std::clamp<int64_t>(fastest, 1, team);
   // Splitting the units reads each weight once over the cores and so is the rule. The batch is
-  // split, where there are rows enough for a tile each, if the weights are few or whole panels
-  // cannot be dealt evenly.
-  const int64_t by_units = std::min(useful, panels);
-  const double rows_over_units = imbalance(p.B, useful) / imbalance(panels, useful);
+  // split, where there are rows enough for a tile each, if the weights are few or there are too few
+  // panels for the threads.
+  const bool shared = panels_shared_by_rows(panels, p.B, useful) > 0;
+  const int64_t by_units = shared ? useful : std::min(useful, panels);
+  const double units_imbalance = shared && panels > useful ? 1 : imbalance(panels, useful),
+               rows_over_units = imbalance(p.B, useful) / units_imbalance;
   const bool few_weights = p.gates * p.H * p.K * p.element_size <= kRowsBytes;
   plan.split_rows = !p.ragged && useful > 1 && p.B >= 4 * useful &&
                     rows_over_units < (few_weights ? 1.2 : 1 / 1.2);

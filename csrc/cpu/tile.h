@@ -173,19 +173,21 @@ template <class T>
 SEQKERN_INLINE void pack_vector(const T* w, int64_t ldw, int64_t rows, int64_t k, T* to,
                                 int64_t width) {
   constexpr int kLanes = Simd<T>::kLanes;
-  int64_t i = 0;
-  if (rows >= kLanes) {
-    for (; i + kLanes <= k; i += kLanes) {
-      Vec<T> square[kLanes];
+  for (int64_t i = 0; i < k; i += kLanes) {
+    Vec<T> square[kLanes];
+    const T* from = w + i;
+    if (rows >= kLanes && k - i >= kLanes) {
 #pragma GCC unroll 16
-      for (int j = 0; j < kLanes; ++j) square[j] = load<T>(w + j * ldw + i);
+      for (int j = 0; j < kLanes; ++j) square[j] = load<T>(from + j * ldw);
       transpose<T>(square);
 #pragma GCC unroll 16
       for (int j = 0; j < kLanes; ++j) store<T>(to + (i + j) * width, square[j]);
+    } else {
+      const int64_t n = k - i < kLanes ? k - i : kLanes;
+      for (int j = 0; j < kLanes; ++j) square[j] = j < rows ? load<T>(from + j * ldw, n) : Vec<T>{};
+      transpose<T>(square);
+      for (int64_t j = 0; j < n; ++j) store<T>(to + (i + j) * width, square[j]);
     }
-  }
-  for (; i < k; ++i) {
-    for (int j = 0; j < kLanes; ++j) to[i * width + j] = j < rows ? w[j * ldw + i] : T(0);
   }
 }
 

@@ -151,6 +151,33 @@ SEQKERN_INLINE Vec<float> multiply_add(Vec<uint32_t> x, Vec<uint32_t> w, Vec<flo
 #endif
 
 // The first n lanes; the others are zero. P is T, or what T is stored as.
+#if defined(__AVX512F__)
+// By masks. What is masked out is not touched: it may lie beyond the end of memory.
+SEQKERN_INLINE __mmask16 first_lanes(int64_t n) { return __mmask16((1u << n) - 1); }
+
+template <class T, class P>
+SEQKERN_INLINE Vec<T> load(const P* p, int64_t n) {
+  const __mmask16 mask = first_lanes(n);
+  if constexpr (sizeof(P) == 4) return (Vec<T>)_mm512_maskz_loadu_epi32(mask, p);
+  if constexpr (sizeof(P) == 8) return (Vec<T>)_mm512_maskz_loadu_epi64(__mmask8(mask), p);
+  if constexpr (sizeof(P) == 2) {
+    const __m256i lanes = _mm256_maskz_loadu_epi16(mask, p);
+    return load<T>(reinterpret_cast<const P*>(&lanes));
+  }
+}
+
+template <class T, class P>
+SEQKERN_INLINE void store(P* p, Vec<T> v, int64_t n) {
+  const __mmask16 mask = first_lanes(n);
+  if constexpr (sizeof(P) == 4) _mm512_mask_storeu_epi32(p, mask, (__m512i)v);
+  if constexpr (sizeof(P) == 8) _mm512_mask_storeu_epi64(p, __mmask8(mask), (__m512i)v);
+  if constexpr (sizeof(P) == 2) {
+    __m256i lanes;
+    store<T>(reinterpret_cast<P*>(&lanes), v);
+    _mm256_mask_storeu_epi16(p, mask, lanes);
+  }
+}
+#else
 template <class T, class P>
 SEQKERN_INLINE Vec<T> load(const P* p, int64_t n) {
   alignas(kVectorBytes) P lanes[Simd<T>::kLanes] = {};
@@ -164,6 +191,7 @@ SEQKERN_INLINE void store(P* p, Vec<T> v, int64_t n) {
   store<T>(lanes, v);
   for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
 }
+#endif
 
 // x, or the bound where x lies beyond it; NaN stays.
 #if defined(__AVX512F__)

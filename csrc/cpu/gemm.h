@@ -7,6 +7,7 @@
 // memory once a slab; blocks of k, so that a panel's block stays in the first cache; panels; tiles.
 #pragma once
 
+#include "cpu/dots.h"
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
 #include "cpu/tile.h"
@@ -282,6 +283,30 @@ void gemm_slabs(const GemmArgs<T>& g, Range tiles, Range panels, Operand<T>* scr
   }
 }
 
+// For fewer rows still, where b's columns are contiguous: dot products with them.
+template <class T>
+void gemm_dots(const GemmArgs<T>& g, Range tiles, Range panels) {
+  constexpr int kLanes = Simd<T>::kLanes;
+  const int64_t begin = tiles.begin * kGemmRows,
+                end = tiles.end * kGemmRows < g.M ? tiles.end * kGemmRows : g.M,
+                last = panels.end * kGemmColumns<T> < g.N ? panels.end * kGemmColumns<T> : g.N,
+                parts = ceil_div(end - begin, kDotRows);
+  alignas(64) T out[kDotRows * kLanes];
+  for (int64_t column = panels.begin * kGemmColumns<T>; column < last; column += kLanes) {
+    const int64_t columns = last - column < kLanes ? last - column : kLanes;
+    for (int64_t i = 0; i < parts; ++i) {
+      const int64_t first = begin + (end - begin) * i / parts,
+                    rows = begin + (end - begin) * (i + 1) / parts - first;
+      dot_vector_for<T>(rows)(out, kLanes, column, g.N, {g.b, g.a + first * g.a_row, g.a_row, g.K});
+      for (int64_t r = 0; r < rows; ++r) {
+        T* to = g.c + (first + r) * g.ldc + column;
+        const Vec<T> sum = load<T>(out + r * kLanes);
+        store<T>(to, g.add ? load<T>(to, columns) + sum : sum, columns);
+      }
+    }
+  }
+}
+
 // For few rows: packs no more of b than one slab of a panel, just before it is read.
 template <class T>
 void gemm_few_rows(const GemmArgs<T>& g, Range tiles, Range panels, T* scratch) {
@@ -317,6 +342,12 @@ void gemm(const GemmArgs<T>& g, T* scratch, int index, int count) {
   // Rows a multiple of 4 KiB apart fall into the same sets of the first cache, each time anew.
   const bool collide = g.a_row * sizeof(T) % 4096 == 0 && across.end - across.begin > 4;
   if (!g.packed) {
+    if constexpr (kOperandTerms<T> == 1) {
+      if (g.M <= dot_rows<T>(g.K) && g.b_row == 1 && g.b_column == g.K) {
+        gemm_dots(g, down, across);
+        return;
+      }
+    }
     gemm_few_rows(g, down, across, scratch);
   } else if (g.a_column == 1 && !collide && g.K % kOperandTerms<T> == 0 &&
              g.a_row % kOperandTerms<T> == 0) {

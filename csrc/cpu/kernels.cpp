@@ -32,6 +32,7 @@ constexpr LayerKernels<T> layer_kernels() {
       gemm_pack<T>,
       gemm<T>,
       add_columns<T>,
+      dot_rows<T>,
       0,
       {unit_vectors(Lstm::kGates) * kLanesOf<T>, unit_vectors(Gru::kGates) * kLanesOf<T>,
        unit_vectors(RnnTanh::kGates) * kLanesOf<T>, unit_vectors(RnnRelu::kGates) * kLanesOf<T>},

@@ -69,6 +69,7 @@ struct ForwardArgs {
   // [B, H] running h, h_0 on entry: of a cell that adds to it (kCarriesGradH), where T is coarser
   // than the arithmetic; else null
   Arithmetic<T>* h = nullptr;
+  bool plain_w_hh = false;  // w_hh lies [G*H, K], for a few rows
 };
 
 template <typename T>
@@ -163,6 +164,9 @@ struct LayerKernels {
   void (*gemm)(const GemmArgs<T>&, T* scratch, int index, int count);
   // to [n] += the sums of the columns of a [rows, n].
   void (*add_columns)(const T* a, int64_t lda, int64_t rows, int64_t n, Arithmetic<T>* to);
+
+  // Rows in all steps up to which w_hh of K = k columns is better read as it lies.
+  int64_t (*dot_rows)(int64_t k);
 
   // Rows up to which `step` is faster than two large products and the gates.
   int64_t step_rows;

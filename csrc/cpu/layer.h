@@ -2,6 +2,7 @@
 // weights, tile by tile, and the cell's pointwise maths as each tile's epilogue.
 #pragma once
 
+#include "cpu/dots.h"
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
 #include "cpu/tile.h"
@@ -43,21 +44,53 @@ struct Source {
   }
 };
 
-// Calls multiply-and-epilogue for the rows [begin, end) in tiles of nearly equal height: a last
-// tile of one row would read the whole panel for it.
+// Calls multiply-and-epilogue for the rows [begin, end) in tiles of nearly equal height, `most` at
+// most: a last tile of one row would read the whole panel for it. multiply(first, rows, out) leaves
+// [rows, Vectors*lanes] in out.
+template <class T, int Vectors, class Multiply, class Epilogue>
+SEQKERN_INLINE void for_tiles(int64_t begin, int64_t end, int64_t most, Multiply&& multiply,
+                              Epilogue&& epilogue) {
+  alignas(64) Arithmetic<T> out[kMaxRows * Vectors * kLanesOf<T>];
+  const int64_t n = end - begin, tiles = ceil_div(n, most);
+  for (int64_t i = 0; i < tiles; ++i) {
+    const int64_t first = begin + n * i / tiles, rows = begin + n * (i + 1) / tiles - first;
+    multiply(first, int(rows), out);
+    epilogue(first, rows, out);
+  }
+}
+
+// With a packed panel, for the rows of a.
 template <class T, int Vectors, class Epilogue>
 SEQKERN_INLINE void for_tiles(int64_t begin, int64_t end, const T* a, int64_t lda, const T* panel,
                               int64_t k, Epilogue&& epilogue) {
   using A = Arithmetic<T>;
   constexpr int64_t kTerms = kOperandTerms<T>;
-  alignas(64) A out[kMaxRows * Vectors * kLanesOf<T>];
-  const int64_t n = end - begin, tiles = ceil_div(n, max_rows(Vectors));
-  for (int64_t i = 0; i < tiles; ++i) {
-    const int64_t first = begin + n * i / tiles, rows = begin + n * (i + 1) / tiles - first;
-    product_for<A, Vectors, Operand<T>>(int(rows))(out, operands(a + first * lda), lda / kTerms,
-                                                   operands(panel), k / kTerms);
-    epilogue(first, rows, out);
-  }
+  for_tiles<T, Vectors>(
+      begin, end, max_rows(Vectors),
+      [&](int64_t first, int rows, A* out) {
+        product_for<A, Vectors, Operand<T>>(rows)(out, operands(a + first * lda), lda / kTerms,
+                                                  operands(panel), k / kTerms);
+      },
+      epilogue);
+}
+
+// With the weights of panel p where they lie, [Gates*units, k].
+template <class T, int Gates, class Epilogue>
+SEQKERN_INLINE void for_dot_tiles(int64_t begin, int64_t end, const T* a, int64_t lda, const T* w,
+                                  int64_t units, int64_t k, int64_t p, Epilogue&& epilogue) {
+  constexpr int kLanes = Simd<T>::kLanes, kVectors = panel_vectors(Gates);
+  for_tiles<T, kVectors>(
+      begin, end, kDotRows,
+      [&](int64_t first, int rows, T* out) {
+        const DotVector<T> multiply = dot_vector_for<T>(rows);
+        for (int v = 0; v < kVectors; ++v) {
+          const int64_t gate = v % Gates, unit = (p * kVectors + v) / Gates * kLanes;
+          if (unit >= units) break;
+          multiply(out + v * kLanes, kVectors * kLanes, unit, units,
+                   {w + gate * units * k, a + first * lda, lda, k});
+        }
+      },
+      epilogue);
 }
 
 SEQKERN_INLINE Range intersection(Range a, Range b) {
@@ -197,11 +230,19 @@ void forward(const ForwardArgs<T>& a, const Worker& worker) {
       }
       const Range old = intersection(rows, {0, s.continued}),
                   fresh = intersection(rows, {s.continued, s.rows});
-      const T* panel = a.w_hh + p * panel_size<T>(G, K);
       const auto epilogue = [&](int64_t first, int64_t rows, const A* out) {
         forward_epilogue<C>(a, s, p, first, rows,
                             Source<A>{out, kVectors * kLanes, G * kLanes, kLanes});
       };
+      if constexpr (std::is_same_v<T, A>) {
+        if (a.plain_w_hh) {
+          for_dot_tiles<T, G>(old.begin, old.end, a.output + s.before * a.ldo, a.ldo, a.w_hh, H, K,
+                              p, epilogue);
+          for_dot_tiles<T, G>(fresh.begin, fresh.end, a.h_0, K, a.w_hh, H, K, p, epilogue);
+          return;
+        }
+      }
+      const T* panel = a.w_hh + p * panel_size<T>(G, K);
       for_tiles<T, kVectors>(old.begin, old.end, a.output + s.before * a.ldo, a.ldo, panel, K,
                              epilogue);
       for_tiles<T, kVectors>(fresh.begin, fresh.end, a.h_0, K, panel, K, epilogue);

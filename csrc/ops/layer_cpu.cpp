@@ -52,6 +52,7 @@ ForwardResult forward(const cpu::LayerKernels<T>& table, const Layer& s, const T
     A *bias, *product = nullptr;
     Tensor scratch;
   };
+  const bool plain = s.T > 1 && s.R <= table.dot_rows(K);
   std::vector<PerDirection> dirs(s.D);
   for (int64_t d = 0; d < s.D; ++d) {
     PerDirection& dir = dirs[d];
@@ -65,7 +66,7 @@ ForwardResult forward(const cpu::LayerKernels<T>& table, const Layer& s, const T
       // Packing would take longer than the product: let it be one of the large ones.
       dir.product = run.template scratch<A>(s.B * G * H);
       dir.from_h = run.factor(Matrix<const T>{dir.w_hh, G * H, K, K}.transposed(), s.B);
-    } else {
+    } else if (!plain) {
       dir.packed_hh = run.template scratch<T>(table.packed_gates_size(G, H, K));
     }
     if (s.projection) {
@@ -123,7 +124,7 @@ ForwardResult forward(const cpu::LayerKernels<T>& table, const Layer& s, const T
             .ldx = width,
             .product = dir.product,
             .bias = dir.bias,
-            .w_hh = dir.packed_hh,
+            .w_hh = plain ? dir.w_hh : dir.packed_hh,
             .w_hr = dir.packed_hr,
             .h_0 = h0 + d * s.B * K,
             .output = data<T>(output, d * K),
@@ -133,6 +134,7 @@ ForwardResult forward(const cpu::LayerKernels<T>& table, const Layer& s, const T
             .cells = data<A>(cells, (d * s.R + chunk.row) * H),
             .hidden = dir.hidden,
             .h = data<A>(h, d * s.B * H),
+            .plain_w_hh = plain,
         };
       }
       team.wait();

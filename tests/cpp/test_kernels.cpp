@@ -26,7 +26,7 @@ namespace {
 struct Shape {
   Cell cell;
   int64_t T, B, H, K;
-  bool projection, reverse, ragged, ready_product, split_rows;
+  bool projection, reverse, ragged, ready_product, plain_w_hh, split_rows;
   int threads;
   int64_t chunk_rows;
   std::vector<int64_t> offsets;
@@ -101,7 +101,7 @@ Outputs run(const LayerKernels<T>& kernels, const Shape& s, const Inputs& in) {
                                  G * H,
                                  pointer(product),
                                  bias.data(),
-                                 packed.data(),
+                                 s.plain_w_hh ? w_hh.data() : packed.data(),
                                  pointer(packed_hr),
                                  h_0.data(),
                                  output.data(),
@@ -109,7 +109,9 @@ Outputs run(const LayerKernels<T>& kernels, const Shape& s, const Inputs& in) {
                                  pointer(c),
                                  s.saved ? gates.data() + row * s.saved * H : nullptr,
                                  lstm ? cells.data() + row * H : nullptr,
-                                 pointer(hidden)};
+                                 pointer(hidden),
+                                 nullptr,
+                                 s.plain_w_hh};
     parallel(s.threads, [&](int index, int count) {
       if (i == 0) {
         kernels.pack_gates(w_hh.data(), K, G, H, K, packed.data(), index, count);
@@ -195,10 +197,10 @@ void compare(const char* name, const Shape& s, int bits, const Doubles& got, con
   ++failures;
   std::printf(
       "FAIL f%d %s: relative error %.3g (allowed %.3g); cell %d T %ld B %ld H %ld K %ld "
-      "projection %d reverse %d ragged %d product %d rows %d threads %d chunk %ld\n",
+      "projection %d reverse %d ragged %d product %d plain %d rows %d threads %d chunk %ld\n",
       bits, name, std::sqrt(difference / norm), allowed, static_cast<int>(s.cell), long(s.T),
       long(s.B), long(s.H), long(s.K), s.projection, s.reverse, s.ragged, s.ready_product,
-      s.split_rows, s.threads, long(s.chunk_rows));
+      s.plain_w_hh, s.split_rows, s.threads, long(s.chunk_rows));
 }
 
 void compare(const Shape& s, int bits, const Outputs& got, const Outputs& exact, double allowed) {
@@ -237,7 +239,7 @@ int main(int argc, char** argv) {
     s.projection = s.cell == Cell::Lstm && s.H > 1 && pick(0, 2) == 0;
     s.K = s.projection ? pick(1, s.H - 1) : s.H;
     s.reverse = pick(0, 1), s.ragged = pick(0, 1), s.split_rows = pick(0, 1);
-    s.ready_product = s.T == 1 && pick(0, 1);
+    s.ready_product = s.T == 1 && pick(0, 1), s.plain_w_hh = pick(0, 1);
     s.threads = static_cast<int>(pick(1, 3));
     s.chunk_rows = pick(1, 60);
     if (s.cell == Cell::Lstm) take<Lstm>(s);

@@ -68,13 +68,21 @@ int product_threads(int64_t M, int64_t N, int64_t K, int available_threads) {
 }
 
 std::vector<int64_t> chunk_steps(const std::vector<int64_t>& offsets, int64_t chunk_rows) {
-  std::vector<int64_t> bounds{0};
-  const int64_t T = int64_t(offsets.size()) - 1;
-  for (int64_t t = 1; t <= T; ++t) {
-    const bool full = t == T || offsets[t + 1] - offsets[bounds.back()] > chunk_rows;
-    if (full) bounds.push_back(t);
-  }
-  return bounds;
+  const int64_t T = int64_t(offsets.size()) - 1, R = offsets.back();
+  // Closes a chunk before a step that would make it too large, or, given a number of chunks, that
+  // lies nearer to the next one of so many equal ones.
+  const auto close = [&](int64_t chunks) {
+    std::vector<int64_t> bounds{0};
+    for (int64_t t = 1; t < T; ++t) {
+      const int64_t k = int64_t(bounds.size());
+      const bool full = offsets[t + 1] - offsets[bounds.back()] > chunk_rows,
+                 even = k < chunks && chunks * (offsets[t] + offsets[t + 1]) > 2 * k * R;
+      if (full || even) bounds.push_back(t);
+    }
+    bounds.push_back(T);
+    return bounds;
+  };
+  return close(int64_t(close(0).size()) - 1);
 }
 
 }  // namespace seqkern::cpu

@@ -32,7 +32,8 @@ int product_threads(int64_t M, int64_t N, int64_t K, int available_threads);
 
 Plan make_plan(const Problem& problem, int available_threads);
 
-// The boundaries 0 = t_0 < t_1 < ... < T of chunks with about chunk_rows rows each.
+// The boundaries 0 = t_0 < t_1 < ... < T of chunks with at most chunk_rows rows each, or one step.
+// They are nearly equal: two directions take them in opposite order at the same time.
 std::vector<int64_t> chunk_steps(const std::vector<int64_t>& offsets, int64_t chunk_rows);
 
 }  // namespace seqkern::cpu

@@ -184,6 +184,7 @@ PYBIND11_MODULE(_C, m) {
         const seqkern::cpu::Plan plan = seqkern::cpu::make_plan(problem, threads);
         py::dict result;
         result["threads"] = plan.threads;
+        result["teams"] = plan.teams;
         result["split_rows"] = plan.split_rows;
         result["chunk_rows"] = plan.chunk_rows;
         return result;

@@ -71,8 +71,16 @@ def test_no_more_threads_than_panels_or_than_there_are():
 
 
 def test_directions_get_a_team_each():
-    assert plan(directions=2)["threads"] == 2
+    assert plan(directions=2)["threads"] == plan(directions=2)["teams"] == 2
     assert plan(directions=2, threads=1)["threads"] == 1
+    assert plan(directions=2, threads=1)["teams"] == 1
+
+
+def test_directions_with_large_weights_take_turns():
+    """3 MiB of them to a core: 4 MiB are shared by two teams of one, but not by two of two."""
+    large = {"H": 512, "K": 512, "panel_units": 16, "directions": 2}
+    assert plan(**large)["teams"] == 1 and plan(**large)["threads"] == 2
+    assert plan(**large, threads=4)["teams"] == 2 and plan(**large, threads=4)["threads"] == 4
 
 
 def test_empty_batch():
@@ -91,6 +99,8 @@ def test_chunk_rows():
         ([0, 2, 4, 6, 8], 4, [0, 2, 4]),
         ([0, 2, 4, 6, 8], 5, [0, 2, 4]),
         ([0, 2, 4, 6, 8], 100, [0, 4]),
+        (list(range(0, 672, 32)), 512, [0, 10, 20]),  # not 16 steps and 4
+        (list(range(0, 1600, 200)), 512, [0, 2, 4, 5, 7]),
         ([0, 9, 18], 4, [0, 1, 2]),  # a step is never divided
         ([0, 5, 8, 9, 10], 5, [0, 1, 4]),
         ([0, 0, 0], 4, [0, 2]),  # an empty batch

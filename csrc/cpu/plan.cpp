@@ -20,6 +20,10 @@ constexpr int64_t kRowsBytes = 64 * 1024;
 // wait for each other at every step of less stand still whenever they have to share the cores.
 constexpr int64_t kStepBytes = 512 * 1024;
 
+// With more bytes of weights than this to a core, two directions at once would want twice as much
+// of the third-level cache.
+constexpr int64_t kTurnBytes = 3 << 20;
+
 // Flops of a product that a core does in the time that it takes to start another.
 constexpr int64_t kProductFlops = 1 << 20;
 
@@ -35,7 +39,10 @@ Plan make_plan(const Problem& p, int available_threads) {
   Plan plan;
   const int64_t step_flops = 2 * p.B * p.gates * p.H * p.K;
   const int64_t panels = (p.H + p.panel_units - 1) / p.panel_units;
-  const int64_t team = std::max<int64_t>(available_threads / p.directions, 1);
+  const int64_t weight_bytes = p.gates * p.H * p.K * p.element_size;
+  int64_t teams = std::min<int64_t>(p.directions, available_threads);
+  if (weight_bytes / (available_threads / teams) > kTurnBytes) teams = 1;
+  const int64_t team = available_threads / teams;
   // n threads take flops / n and n barriers: least for the root.
   const int64_t fastest = int64_t(std::sqrt(double(step_flops) / kBarrierFlops));
   const int64_t useful = std::clamp<int64_t>(fastest, 1, team);
@@ -46,11 +53,12 @@ Plan make_plan(const Problem& p, int available_threads) {
   const int64_t by_units = shared ? useful : std::min(useful, panels);
   const double units_imbalance = shared && panels > useful ? 1 : imbalance(panels, useful),
                rows_over_units = imbalance(p.B, useful) / units_imbalance;
-  const bool few_weights = p.gates * p.H * p.K * p.element_size <= kRowsBytes;
+  const bool few_weights = weight_bytes <= kRowsBytes;
   plan.split_rows = !p.ragged && useful > 1 && p.B >= 4 * useful &&
                     rows_over_units < (few_weights ? 1.2 : 1 / 1.2);
   const int64_t each = plan.split_rows ? useful : by_units;
-  plan.threads = int(std::min<int64_t>(each * p.directions, available_threads));
+  plan.teams = int(teams);
+  plan.threads = int(each * teams);
   plan.chunk_rows = std::max(kChunkBytes / std::max<int64_t>(p.gates * p.H * p.element_size, 1),
                              p.min_chunk_rows);
   return plan;

@@ -17,7 +17,8 @@ struct Problem {
 };
 
 struct Plan {
-  int threads;         // wanted of the region; directions take turns on one thread
+  int threads;         // wanted of the region
+  int teams;           // one for each direction, or one that does them in turn
   bool split_rows;     // a direction's team splits the batch (no barrier) or the hidden units
   int64_t chunk_rows;  // rows of a chunk, at least one step
 };

@@ -140,7 +140,7 @@ struct Run {
     team.all(plan.threads, [&](int index, int count) {
       count = std::min(count, plan.threads);
       if (index >= count) return;
-      if (s.D == 2 && count >= 2) {
+      if (plan.teams == 2 && count >= 2) {
         const int d = index % 2, members = (count + 1 - d) / 2;
         work(d, cpu::Worker{index / 2, members, plan.split_rows, &barriers_[d]});
       } else {

@@ -111,13 +111,13 @@ BackwardResult backward(const cpu::LayerKernels<T>& table, const Layer& s,
     const Matrix<const T> w_ih{run.template read<T>(weights.w_ih), G * H, s.I, s.I};
     dir.w_hh = run.template read<T>(weights.w_hh);
     const Matrix<const T> w_hh{dir.w_hh, G * H, K, K};
-    if (in.needs_input_grad) dir.to_x = run.factor(w_ih, most);
-    dir.to_h_0[0] = run.factor(w_hh.from_row(rotation, head), s.B);
-    if (rotation > 0) dir.to_h_0[1] = run.factor(w_hh.from_row(0, rotation), s.B);
+    if (in.needs_input_grad) dir.to_x = run.factor(w_ih, most, run.chunks.size());
+    dir.to_h_0[0] = run.factor(w_hh.from_row(rotation, head), s.B, 1);
+    if (rotation > 0) dir.to_h_0[1] = run.factor(w_hh.from_row(0, rotation), s.B, 1);
     if (s.T > 1) dir.packed_hh = run.template scratch<T>(table.packed_rows_size(G * H, K));
     if (recompute) {
-      dir.from_x = run.factor(w_ih.transposed(), most);
-      dir.from_h = run.factor(w_hh.transposed(), most);
+      dir.from_x = run.factor(w_ih.transposed(), most, run.chunks.size());
+      dir.from_h = run.factor(w_hh.transposed(), most, run.chunks.size());
       dir.bias = pack_bias(run, weights);
     }
     if (recompute || (run.converts() && S > 0)) dir.gates = run.template empty<T>({most, S * H});

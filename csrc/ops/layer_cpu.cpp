@@ -58,14 +58,14 @@ ForwardResult forward(const cpu::LayerKernels<T>& table, const Layer& s, const T
     PerDirection& dir = dirs[d];
     const Direction& params = s.directions[d];
     const Matrix<const T> w_ih{run.template read<T>(params.w_ih), G * H, s.I, s.I};
-    dir.from_x = run.factor(w_ih.transposed(), most);
+    dir.from_x = run.factor(w_ih.transposed(), most, run.chunks.size());
     dir.w_hh = run.template read<T>(params.w_hh);
     dir.bias = pack_bias(run, params);
     if (!in_place) dir.scratch = run.empty({most, width});
     if (s.T == 1) {
       // Packing would take longer than the product: let it be one of the large ones.
       dir.product = run.template scratch<A>(s.B * G * H);
-      dir.from_h = run.factor(Matrix<const T>{dir.w_hh, G * H, K, K}.transposed(), s.B);
+      dir.from_h = run.factor(Matrix<const T>{dir.w_hh, G * H, K, K}.transposed(), s.B, 1);
     } else if (!plain) {
       dir.packed_hh = run.template scratch<T>(table.packed_gates_size(G, H, K));
     }

@@ -122,11 +122,11 @@ struct Run {
     held_.push_back(as);
     return input_data<U>(held_.back());
   }
-  // A right factor of each chunk's product with a left factor of `rows` rows. Where it is not
+  // A right factor of so many products, each with a left factor of `rows` rows. Where it is not
   // packed, they take whole pairs.
-  Factor<T> factor(Matrix<const T> b, int64_t rows) {
+  Factor<T> factor(Matrix<const T> b, int64_t rows, int64_t products) {
     const bool pack =
-        rows > Factor<T>::kFewRows || chunks.size() > 2 || b.rows % (sizeof(A) / sizeof(T)) != 0;
+        rows > Factor<T>::kFewRows || products > 2 || b.rows % (sizeof(A) / sizeof(T)) != 0;
     return {b, pack ? scratch<T>(kernels.gemm_packed_size(b.rows, b.columns)) : nullptr};
   }
 

@@ -295,8 +295,8 @@ void gemm_dots(const GemmArgs<T>& g, Range tiles, Range panels) {
   for (int64_t column = panels.begin * kGemmColumns<T>; column < last; column += kLanes) {
     const int64_t columns = last - column < kLanes ? last - column : kLanes;
     for (int64_t i = 0; i < parts; ++i) {
-      const int64_t first = begin + (end - begin) * i / parts,
-                    rows = begin + (end - begin) * (i + 1) / parts - first;
+      const Range part = share(end - begin, int(i), int(parts));
+      const int64_t first = begin + part.begin, rows = part.end - part.begin;
       dot_vector_for<T>(rows)(out, kLanes, column, g.N, {g.b, g.a + first * g.a_row, g.a_row, g.K});
       for (int64_t r = 0; r < rows; ++r) {
         T* to = g.c + (first + r) * g.ldc + column;

@@ -53,7 +53,8 @@ SEQKERN_INLINE void for_tiles(int64_t begin, int64_t end, int64_t most, Multiply
   alignas(64) Arithmetic<T> out[kMaxRows * Vectors * kLanesOf<T>];
   const int64_t n = end - begin, tiles = ceil_div(n, most);
   for (int64_t i = 0; i < tiles; ++i) {
-    const int64_t first = begin + n * i / tiles, rows = begin + n * (i + 1) / tiles - first;
+    const Range tile = share(n, int(i), int(tiles));
+    const int64_t first = begin + tile.begin, rows = tile.end - tile.begin;
     multiply(first, int(rows), out);
     epilogue(first, rows, out);
   }

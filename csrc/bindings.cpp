@@ -2,6 +2,7 @@
 // (csrc/ops), and Python reaches them through torch.ops.seqkern; the nodes of autograd, which are
 // no ops, pass here.
 #include <ATen/PythonTorchFunctionTLS.h>
+#include <c10/core/GradMode.h>
 #include <c10/util/SmallVector.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -54,7 +55,7 @@ class Arguments {
 
 // Whether a gradient may be wanted, and nobody looks at what Python calls.
 bool plain_grad_mode() {
-  return at::GradMode::is_enabled() && !at::impl::torch_function_mode_enabled() &&
+  return c10::GradMode::is_enabled() && !at::impl::torch_function_mode_enabled() &&
          !torch::jit::tracer::isTracing();
 }
 

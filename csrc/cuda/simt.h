@@ -16,7 +16,7 @@
 //   allow_shared_memory(kernel, bytes)        before a launch with more than 48 KB
 //   resident_blocks(kernel, threads, bytes)   blocks per multiprocessor, asked of the runtime
 //   spin_until([&] { return load_acquire(flag) >= t; })   every wait for another thread
-//   load_acquire, store_release, fetch_add_release        flags and counters in global memory
+//   load_acquire, store_release, add_release        flags and counters in global memory
 //   GridBarrier                               all threads of a cooperative launch
 //   cp_async<16>(shared, global), cp_async_commit(), cp_async_wait<n>()
 //   mma_m16n8k16<bf16>(d, a, b), ldmatrix_x4, ldmatrix_x2[_trans]
@@ -176,16 +176,13 @@ __device__ __forceinline__ void store_release(T* flag, std::type_identity_t<T> v
 // The host refuses a grid barrier elsewhere.
 __device__ __forceinline__ void require_cooperative() {}
 
-// The value before.
 template <class T>
-__device__ __forceinline__ T fetch_add_release(T* counter, std::type_identity_t<T> value) {
+__device__ __forceinline__ void add_release(T* counter, std::type_identity_t<T> value) {
   static_assert(sizeof(T) == 4 && std::is_integral_v<T>);
-  uint32_t before;
-  asm volatile("atom.add.release.gpu.global.u32 %0, [%1], %2;"
-               : "=r"(before)
+  asm volatile("red.release.gpu.global.add.u32 [%0], %1;"
+               :
                : "l"(counter), "r"(static_cast<uint32_t>(value))
                : "memory");
-  return static_cast<T>(before);
 }
 
 // ---- Asynchronous copies to shared memory; sm_75 copies at once ----
@@ -314,7 +311,7 @@ class GridBarrier {
     target_ += gridDim.x * gridDim.y * gridDim.z;
     __syncthreads();
     if (threadIdx.x == 0 && threadIdx.y == 0 && threadIdx.z == 0) {
-      fetch_add_release(counter_, 1);
+      add_release(counter_, 1);
       spin_until([&] { return static_cast<int32_t>(load_acquire(counter_) - target_) >= 0; });
     }
     __syncthreads();

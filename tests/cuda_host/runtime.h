@@ -360,11 +360,10 @@ void store_release(T* flag, std::type_identity_t<T> value) {
   host::yield();
 }
 template <class T>
-T fetch_add_release(T* counter, std::type_identity_t<T> value) {
+void add_release(T* counter, std::type_identity_t<T> value) {
   static_assert(sizeof(T) == 4 && std::is_integral_v<T>);
-  const T before = __atomic_fetch_add(counter, value, __ATOMIC_RELEASE);
+  __atomic_fetch_add(counter, value, __ATOMIC_RELEASE);
   host::yield();
-  return before;
 }
 void require_cooperative(host::Where where = std::source_location::current());
 

@@ -212,7 +212,7 @@ void print_layouts() {
   {
     using Struct = MmaMemory;
     print_layout("MmaMemory", sizeof(Struct), alignof(Struct),
-                 {FIELD(flags), FIELD(partials), FIELD(groups), FIELD(splits)});
+                 {FIELD(counters), FIELD(exchange), FIELD(rows), FIELD(groups), FIELD(splits)});
   }
   {
     using Struct = Gather;
@@ -246,9 +246,9 @@ void print_shape(const Problem& p, const Gpu& gpu, Tier tier) {
                 p.backward ? int(s.partials) : 0, s.units);
   } else {
     const MmaShape s = mma_shape(p, d);
-    std::printf("(%d, %d, %d) | %d | %d | %d | %d | groups %d, splits %d |\n", s.blocks,
+    std::printf("(%d, %d, %d) | %d | %d | %d | %d | rows %d, groups %d, splits %d |\n", s.blocks,
                 p.directions, s.row_tiles, 32 * s.groups * s.splits, int(s.shared),
-                s.blocks * p.directions * s.row_tiles, int(s.partials), s.groups, s.splits);
+                p.directions * s.row_tiles, int(s.exchange), s.rows, s.groups, s.splits);
   }
 }
 

@@ -117,7 +117,8 @@ SEQKERN_DEVICE void block_forward(const Both<Forward>& args) {
 #pragma unroll
         for (int g = 0; g < G; ++g) x[g] += bias[g];
         if constexpr (C::kRecurrentBias) q[G - 1] += bias[G];
-        const T rounded = from_float<T>(forward_unit<C, T>(a, s.row + r, unit, x, q, own_h, c));
+        const T rounded =
+            from_float<T>(forward_unit<C, T>(a, s.row, r, int64_t{unit}, x, q, own_h, c));
         as<T>(a.output)[(s.row + r) * a.ldo + unit] = rounded;
         own_h = to_float(rounded);
       }
@@ -178,7 +179,7 @@ SEQKERN_DEVICE void block_backward(const Both<Backward>& args) {
     return a.steps.reverse ? a.steps.begin + i : a.steps.end - 1 - i;
   };
   const auto read = [&](const Step& s) {
-    return exists && r < s.rows ? read_backward<C, T>(a, s, r, s.row - base, unit)
+    return exists && r < s.rows ? read_backward<C, T>(a, s, s.row - base, 0, r, int64_t{unit})
                                 : BackwardInput<C, T>{};
   };
   Step s = step_at(a.steps, time(0));
@@ -195,7 +196,8 @@ SEQKERN_DEVICE void block_backward(const Both<Backward>& args) {
       const bool active = exists && r < s.rows;
       A gates[C::kGradGates] = {};
       if (active) {
-        backward_unit<C, T>(a, s, r, s.row - base, unit, in, grad_h, grad_state, gates);
+        backward_unit<C, T>(a, s.row, s.row - base, r, int64_t{unit}, in, grad_h, grad_state,
+                            gates);
       }
       if (owner) {
 #pragma unroll

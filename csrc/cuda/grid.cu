@@ -147,7 +147,8 @@ SEQKERN_DEVICE void grid_forward(const Both<Forward>& args, const GridMemory& gr
         A c{};
         if constexpr (C::kHasCellState) c = own_c[u * part.batch + r];
         add_bias<C>(as<A>(a.bias), H, unit, x, q);
-        const T rounded = from_float<T>(forward_unit<C, T>(a, s.row + r, unit, x, q, h, c));
+        const T rounded =
+            from_float<T>(forward_unit<C, T>(a, s.row, int64_t{r}, int64_t{unit}, x, q, h, c));
         as<T>(a.output)[(s.row + r) * a.ldo + unit] = rounded;
         h = to_float(rounded);
         if constexpr (C::kHasCellState) own_c[u * part.batch + r] = c;
@@ -222,7 +223,8 @@ SEQKERN_DEVICE void grid_backward(const Both<Backward>& args, const GridMemory& 
     const auto read = [&](int pair) {
       const int u = pair / batch, r = pair % batch;
       return lane == 0 && pair < pairs && r < active
-                 ? read_backward<C, T>(a, s, r, s.row - part.base, part.first_unit + u)
+                 ? read_backward<C, T>(a, s, s.row - part.base, 0, int64_t{r},
+                                       int64_t{part.first_unit + u})
                  : BackwardInput<C, T>{};
     };
     auto in = read(quad);
@@ -238,8 +240,8 @@ SEQKERN_DEVICE void grid_backward(const Both<Backward>& args, const GridMemory& 
         if (r < active) {
           A state{};
           if constexpr (kCarries) state = grad_state[pair];
-          backward_unit<C, T>(a, s, r, s.row - part.base, part.first_unit + u, in, grad_h[pair],
-                              state, gates);
+          backward_unit<C, T>(a, s.row, s.row - part.base, int64_t{r}, int64_t{part.first_unit + u},
+                              in, grad_h[pair], state, gates);
           if constexpr (kCarries) grad_state[pair] = state;
         }
 #pragma unroll

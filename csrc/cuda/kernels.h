@@ -129,9 +129,9 @@ void launch_grid_backward(Cell cell, Type type, const GridShape& shape, const Bo
 
 struct MmaShape;  // cuda/mma.h
 struct MmaMemory {
-  uint32_t* flags;     // zeros, MmaShape's blocks * directions * row_tiles
-  void* partials;      // float, backward only: MmaShape::partials elements
-  int groups, splits;  // filled in by the launch
+  uint32_t* counters;        // zeros, one for each direction and set of rows
+  void* exchange;            // store, MmaShape::exchange elements; zeros where blocks exchange
+  int rows, groups, splits;  // filled in by the launch
 };
 void launch_mma_forward(Cell cell, Type type, const MmaShape& shape, const Both<Forward>& args,
                         const MmaMemory& memory, Stream stream);

@@ -43,6 +43,10 @@ constexpr double kLaunchNs = 2500, kProductNs = 4000;
 constexpr double kBlockStepClocks = 400;
 // Of a step that crosses blocks: a release, an acquire, and the trip of h through L2 and back.
 constexpr double kGridStepNs = 2500;
+// The same with one counter, and for each byte that a block reads of what others wrote.
+constexpr double kExchangeNs = 1300, kExchangedByteNs = 0.0125;
+// Of a multiprocessor, for an m16n8k16 product.
+constexpr double kMmaClocks = 2;
 // Bytes that shared memory moves in a clock, and a multiprocessor's part of what L2 and DRAM do.
 constexpr double kBankBytes = 128, kL2Bytes = 32, kDramBytes = 10;
 // Around a step's sum: the exchange between lanes, biases, the cell, loads and stores.
@@ -144,39 +148,36 @@ Cost grid_cost(const Problem& p, const DeviceProperties& d) {
 
 Cost mma_cost(const Problem& p, const DeviceProperties& d) {
   const MmaShape shape = mma_shape(p, d);
-  const int64_t k_steps = ceil_div(p.H, 16), warps = int64_t{shape.groups} * shape.splits;
+  const int64_t warps = int64_t{shape.groups} * shape.splits, units = shape.groups * kMmaUnits;
   const bool exchanges = shape.blocks > 1, split = shape.splits > 1;
-  // A fragment of W_hh takes four clocks from shared memory, those of h or d for it as many;
-  // forward the tiles of a step of k share the latter.
-  int64_t of_weights, of_others, products;
-  if (p.backward) {
-    const int64_t j_steps = ceil_div(widths(p.cell).gates * shape.groups * kMmaUnits, 16);
-    of_weights = shape.fragments;
-    of_others = k_steps * j_steps;
-    products = ceil_div(k_steps, warps) * j_steps;
-  } else {
-    const int64_t tiles = (widths(p.cell).gates + 1) / 2;
-    of_weights = shape.fragments;
-    of_others = shape.groups * k_steps;
-    products = ceil_div(k_steps, shape.splits) * tiles;
-  }
-  // What a block has to write and read once: h or the gate gradients, and the splits' sums.
+  const int G = widths(p.cell).gates;
+  const double steps = p.backward ? ceil_div(ceil_div(p.H, kMmaUnits) * G, 2) : ceil_div(p.H, 16);
+  // Products of a block, each with what a step of 16 terms has for it; the fragments of W_hh that
+  // registers do not hold.
+  const double row_sets = shape.rows / 8;
+  const double products = shape.groups * steps * (p.backward ? 1 : (G + 1) / 2 * row_sets);
+  const double crossing = shape.groups * steps * row_sets * 256;
+  const double fragments = double(shape.fragments) * (p.backward ? 256 : 512);
+  const double shared = fragments + (p.backward && exchanges ? 0 : crossing);
+  const double pairs = std::max<double>(1, double(units) * shape.rows / (32 * warps));
+  const double pointwise = pairs * std::min<double>(warps, 16) / 4 * kPointwiseInstructions;
   const double clocks =
-      4.0 * (of_weights + of_others + k_steps) + (split && !p.backward ? 2.0 * warps * 16 : 0);
+      std::max(shared / kBankBytes, products * kMmaClocks) + pointwise + kBlockStepClocks;
   const int64_t sets = int64_t{shape.row_tiles} * p.directions;
   const int64_t rounds = exchanges ? 1 : ceil_div(sets, d.multiprocessors);
   const double dram = streamed_bytes(p);
-  const double l2 = dram + (exchanges ? exchanged_bytes(p, shape.blocks) : 0);
-  const int loaded = exchanges && shape.groups > 1;
-  return {.shared_bytes = clocks * kBankBytes,
+  // Each block reads what all have written.
+  const double exchanged = exchanges ? steps * 16 * shape.rows * 2 : 0;
+  const double l2 = dram + exchanged * shape.blocks * sets;
+  return {.shared_bytes = shared,
           .l2_bytes = l2,
           .dram_bytes = dram,
-          .barriers = p.backward ? 2 + exchanges : 1 + split + loaded,
+          .barriers = (exchanges ? 2 : 1) + split + (!p.backward && exchanges && shape.groups > 1),
           .exchanges = exchanges ? 1 : 0,
-          .instructions = double(products) * 4 + kPointwiseInstructions +
-                          (p.backward ? double(shape.blocks) * 2 : 0),
-          .nanoseconds = rounds * (clocks + kBlockStepClocks) / kGigahertz +
-                         (exchanges ? kGridStepNs : 0) + memory_ns(l2, dram, d)};
+          .instructions = products / warps * 4 + pairs * kPointwiseInstructions,
+          .nanoseconds = rounds * clocks / kGigahertz +
+                         (exchanges ? kExchangeNs + exchanged * kExchangedByteNs : 0) +
+                         memory_ns(l2 - exchanged * shape.blocks * sets, dram, d)};
 }
 
 Cost stepwise_cost(const Problem& p, const DeviceProperties& d) {
@@ -234,41 +235,51 @@ GridShape grid_shape(const Problem& p, const DeviceProperties& d) {
       .partials = 2 * p.directions * blocks * blocks * p.B * units};
 }
 
+template <int kTiles>
+int held_fragments(bool backward, bool split) {
+  if (backward) return split ? kMmaHeldBackward<kTiles, true> : kMmaHeldBackward<kTiles, false>;
+  return split ? kMmaHeldForward<kTiles, true> : kMmaHeldForward<kTiles, false>;
+}
+
 MmaShape mma_shape(const Problem& p, const DeviceProperties& d) {
-  const int64_t tiles = (widths(p.cell).gates + 1) / 2, k_steps = ceil_div(p.H, 16);
-  const int64_t all = ceil_div(p.H, kMmaUnits), row_tiles = ceil_div(p.B, kMmaRows);
+  const int64_t G = widths(p.cell).gates, all = ceil_div(p.H, kMmaUnits);
   const int64_t most = kMmaThreads / 32;
-  const auto shape = [&](int64_t groups) {
+  // Steps of a sum, and fragments of W_hh that each takes, of so many bytes.
+  const int64_t steps = p.backward ? ceil_div(all * G, 2) : ceil_div(p.H, 16);
+  const int64_t fragments_of_step = p.backward ? 1 : (G + 1) / 2;
+  const int64_t fragment_bytes = p.backward ? 256 : 512;
+  const auto shape = [&](int64_t rows, int64_t groups) {
+    const int64_t row_tiles = ceil_div(p.B, rows), sets = row_tiles * p.directions;
+    const int64_t most_splits = std::min<int64_t>(steps, p.backward ? 16 : 8);
     int64_t splits = 1;
-    while (2 * splits * groups <= most && 2 * splits <= std::min<int64_t>(k_steps, 8)) splits *= 2;
+    while (2 * splits * groups <= most && 2 * splits <= most_splits) splits *= 2;
     const int64_t warps = groups * splits, blocks = ceil_div(all, groups);
-    const int64_t held = splits > 1 ? kMmaHeldForward<true> : kMmaHeldForward<false>;
-    const int64_t held_tiles = splits > 1 ? kMmaHeldTiles<true> : kMmaHeldTiles<false>;
-    // What registers do not hold, h, and the splits' partial sums.
-    const int64_t rest = std::max<int64_t>(ceil_div(k_steps, splits) - held / tiles, 0);
-    const int64_t forward = (blocks == 1 ? 2 : 1) * kMmaRows * (k_steps * 16 + 8) * 2 +
-                            (splits > 1 ? warps * tiles * (kMmaRows / 8) * 4 * 32 * 4 : 0);
-    const int64_t units = groups * kMmaUnits, j_steps = ceil_div(widths(p.cell).gates * units, 16);
-    const int64_t first = std::min(k_steps, held_tiles * warps);
-    const int64_t backward =
-        kMmaRows * (j_steps * 16 + 8) * 2 + (blocks == 1 ? kMmaRows * units * 4 : 0);
-    const int64_t fragments = p.backward ? first * std::max<int64_t>(j_steps - kMmaHeldSteps, 0) +
-                                               (k_steps - first) * j_steps
-                                         : warps * rest * tiles;
-    return MmaShape{.groups = static_cast<int>(groups),
+    const int64_t held = (rows == 8 ? held_fragments<1>(p.backward, splits > 1)
+                                    : held_fragments<2>(p.backward, splits > 1)) /
+                         fragments_of_step;
+    const int64_t fragments =
+        warps * std::max<int64_t>(ceil_div(steps, splits) - held, 0) * fragments_of_step;
+    // What crosses units, h or gate gradients, and the splits' partial sums.
+    const int64_t crossing = steps * 16 * rows * 2;
+    const int64_t here = blocks == 1 ? 2 : p.backward ? 0 : 1;
+    const int64_t sums =
+        splits > 1 ? warps * fragments_of_step * (p.backward ? rows / 4 : rows / 2) : 0;
+    return MmaShape{.rows = static_cast<int>(rows),
+                    .groups = static_cast<int>(groups),
                     .splits = static_cast<int>(splits),
                     .blocks = static_cast<int>(blocks),
                     .row_tiles = static_cast<int>(row_tiles),
                     .fragments = static_cast<int>(fragments),
-                    .shared = fragments * 512 + (p.backward ? backward : forward),
-                    .partials = p.backward && blocks > 1 ? 2 * row_tiles * p.directions * blocks *
-                                                               blocks * kMmaRows * units
-                                                         : 0};
+                    .shared = fragments * fragment_bytes + here * crossing + sums * 32 * 4,
+                    .exchange = blocks > 1 ? 2 * sets * steps * 16 * rows : 0};
   };
-  if (all <= most && shape(all).shared <= d.shared_per_block_optin) return shape(all);
-  const int64_t sets = std::max<int64_t>(row_tiles * p.directions, 1);
+  // Few rows a block while there are multiprocessors for all of them: each has less to do.
+  const int64_t rows = ceil_div(p.B, 8) * p.directions <= d.multiprocessors ? 8 : 16;
+  if (all <= most && shape(rows, all).shared <= d.shared_per_block_optin) return shape(rows, all);
+  const int64_t spread_rows = p.B <= 8 ? 8 : 16;
+  const int64_t sets = std::max<int64_t>(ceil_div(p.B, spread_rows) * p.directions, 1);
   const int64_t blocks = std::max<int64_t>(d.multiprocessors / sets, 1);
-  return shape(std::clamp<int64_t>(ceil_div(all, blocks), 1, most));
+  return shape(spread_rows, std::clamp<int64_t>(ceil_div(all, blocks), 1, most));
 }
 
 bool supports(Tier tier, const Problem& p, const DeviceProperties& d) {

@@ -58,7 +58,7 @@ SEQKERN_DEVICE void step_forward(const StepForward& args, int blocks_per_row) {
   add_bias<C>(as<A>(a.bias), H, unit, x, q);
   if constexpr (C::kHasCellState) c = as<A>(a.c)[r * H + unit];
   if constexpr (C::kRecurrentBias) h_prev = to_float(as<T>(a.h)[r * H + unit]);
-  const T h = from_float<T>(forward_unit<C, T>(a, row, unit, x, q, h_prev, c));
+  const T h = from_float<T>(forward_unit<C, T>(a, s.row, r, unit, x, q, h_prev, c));
   if constexpr (C::kHasCellState) as<A>(a.c)[r * H + unit] = c;
   if (a.hidden) {
     as<T>(a.hidden)[r * H + unit] = h;
@@ -79,12 +79,12 @@ SEQKERN_DEVICE void step_backward(const StepBackward& args, int blocks_per_row) 
   const int64_t H = a.H;
   const int64_t first =
       a.steps.offsets ? a.steps.offsets[a.steps.begin] : a.steps.begin * a.steps.batch;
-  const auto in = read_backward<C, T>(a, s, r, s.row - first, unit);
+  const auto in = read_backward<C, T>(a, s, s.row - first, 0, r, unit);
   const A grad_h = a.projected ? as<A>(a.projected)[r * H + unit] : as<A>(a.grad_h)[r * H + unit];
   A grad_state{}, gates[C::kGradGates];
   constexpr bool kCarries = C::kHasCellState || C::kCarriesGradH;
   if constexpr (kCarries) grad_state = as<A>(a.grad_state)[r * H + unit];
-  backward_unit<C, T>(a, s, r, s.row - first, unit, in, grad_h, grad_state, gates);
+  backward_unit<C, T>(a, s.row, s.row - first, r, unit, in, grad_h, grad_state, gates);
   if constexpr (kCarries) as<A>(a.grad_state)[r * H + unit] = grad_state;
 }
 

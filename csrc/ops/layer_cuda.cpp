@@ -133,20 +133,17 @@ Tensor pack_bias(const Run& run) {
   return packed;
 }
 
-// What blocks that wait for each other exchange beside h.
+// What blocks that wait for each other need: counters, or flags, and room for what they exchange.
 struct Exchange {
-  Tensor flags, partials;
+  Tensor flags, memory;
 
   Exchange(const Run& run, bool backward) {
     const cuda::Plan& plan = run.plan;
-    const int64_t blocks = plan.tier == cuda::Tier::Grid  ? plan.grid.blocks
-                           : plan.tier == cuda::Tier::Mma ? plan.mma.blocks * plan.mma.row_tiles
-                                                          : 0;
-    flags = at::empty({run.s.D * blocks}, run.storage.dtype(at::kInt));
-    if (backward && blocks > 0) {
-      partials =
-          run.empty({plan.tier == cuda::Tier::Grid ? plan.grid.partials : plan.mma.partials});
-    }
+    const bool grid = plan.tier == cuda::Tier::Grid, mma = plan.tier == cuda::Tier::Mma;
+    const int64_t of_direction = grid ? plan.grid.blocks : mma ? plan.mma.row_tiles : 0;
+    flags = at::empty({run.s.D * of_direction}, run.storage.dtype(at::kInt));
+    if (mma) memory = at::zeros({plan.mma.exchange}, run.storage);
+    if (grid && backward) memory = run.empty({plan.grid.partials});
   }
   uint32_t* zeroed_flags() const {
     flags.zero_();
@@ -254,7 +251,8 @@ ForwardResult forward_cuda(const Layer& s, const Tensor& input, const Tensor& h_
                                   {exchange.zeroed_flags(), nullptr, 0}, run.stream);
       } else {
         cuda::launch_mma_forward(s.cell, run.type, run.plan.mma, args,
-                                 {exchange.zeroed_flags(), nullptr, 0, 0}, run.stream);
+                                 {exchange.zeroed_flags(), data(exchange.memory), 0, 0, 0},
+                                 run.stream);
       }
     }
   }
@@ -448,10 +446,10 @@ BackwardResult backward_cuda(const Layer& s, const BackwardInputs& in) {
       cuda::launch_block_backward(s.cell, run.type, args, run.stream);
     } else if (run.plan.tier == cuda::Tier::Grid) {
       cuda::launch_grid_backward(s.cell, run.type, run.plan.grid, args,
-                                 {exchange.zeroed_flags(), data(exchange.partials), 0}, run.stream);
+                                 {exchange.zeroed_flags(), data(exchange.memory), 0}, run.stream);
     } else {
       cuda::launch_mma_backward(s.cell, run.type, run.plan.mma, args,
-                                {exchange.zeroed_flags(), data(exchange.partials), 0, 0},
+                                {exchange.zeroed_flags(), data(exchange.memory), 0, 0, 0},
                                 run.stream);
     }
 

@@ -36,12 +36,18 @@ struct Step {
 };
 
 SEQKERN_CELL Step step_at(const Steps& s, int64_t t) {
-  const auto first = [&](int64_t u) { return s.offsets ? s.offsets[u] : u * s.batch; };
-  const auto rows = [&](int64_t u) { return first(u + 1) - first(u); };
-  const int64_t before = s.reverse ? t + 1 : t - 1, n = rows(t);
-  if (before < 0 || before >= s.total) return {first(t), n, 0, 0};
+  const int64_t before = s.reverse ? t + 1 : t - 1;
+  const bool first = before < 0 || before >= s.total;
+  if (!s.offsets) {  // all steps alike: one multiplication
+    const int64_t row = t * s.batch;
+    if (first) return {row, s.batch, 0, 0};
+    return {row, s.batch, s.reverse ? row + s.batch : row - s.batch, s.batch};
+  }
+  const auto rows = [&](int64_t u) { return s.offsets[u + 1] - s.offsets[u]; };
+  const int64_t n = rows(t);
+  if (first) return {s.offsets[t], n, 0, 0};
   const int64_t m = rows(before);
-  return {first(t), n, first(before), m < n ? m : n};
+  return {s.offsets[t], n, s.offsets[before], m < n ? m : n};
 }
 
 // Arguments of one direction.
@@ -109,8 +115,11 @@ void launch_step_project(Type type, const StepBackward& args, Stream stream);
 
 // ---- block-persistent: a chunk in one launch; plan.h says when it can ----
 
-void launch_block_forward(Cell cell, Type type, const Both<Forward>& args, Stream stream);
-void launch_block_backward(Cell cell, Type type, const Both<Backward>& args, Stream stream);
+struct BlockShape;  // cuda/block.h
+void launch_block_forward(Cell cell, Type type, const BlockShape& shape, const Both<Forward>& args,
+                          Stream stream);
+void launch_block_backward(Cell cell, Type type, const BlockShape& shape,
+                           const Both<Backward>& args, Stream stream);
 
 // ---- grid-persistent: a chunk in one cooperative launch ----
 

@@ -6,7 +6,8 @@
 // threadIdx, blockIdx, blockDim, gridDim, dim3, float2, float4, uint2, uint4, int4 and their
 // make_*, __syncthreads, __syncthreads_or, __syncwarp, __shfl_sync, __shfl_xor_sync,
 // __shfl_down_sync, __shfl_up_sync, __ballot_sync, __any_sync, __all_sync, atomicAdd (int,
-// unsigned, float, double), __ldg, __float_as_uint, __uint_as_float and <cmath>'s functions.
+// unsigned, float, double), __ldg, __float_as_uint, __uint_as_float, __fdividef and <cmath>'s
+// functions.
 //
 // Written with the names below, because the host needs to see them:
 //   SEQKERN_SHARED(float, tile, [8][32]);     a __shared__ array, or a scalar without the third

@@ -34,14 +34,28 @@ namespace seqkern::cuda {
 template <class T>
 using Math = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-// The cells' functions. CUDA's expf, exp and tanh are within 1 ulp, tanhf within 2 (CUDA C++
-// Programming Guide, mathematical functions appendix); no fast-math variant.
+// The cells' functions. CUDA's expf, exp and tanh are within 1 ulp, __fdividef within 2 where the
+// divisor is at most 2^126, beyond which it gives 0 (CUDA C++ Programming Guide, mathematical
+// functions appendix). So is the 0 that becomes of 1 / (1 + exp(88)). float32's functions stay
+// within 3 ulp but for such results, which would be below 2^-126, and have no branches: what a
+// thread waits for in a step is mostly these.
 template <class A>
 struct Functions;
 template <>
 struct Functions<float> {
-  static SEQKERN_CELL float sigmoid(float x) { return 1.f / (1.f + expf(-x)); }
-  static SEQKERN_CELL float tanh(float x) { return tanhf(x); }
+  static SEQKERN_CELL float sigmoid(float x) { return __fdividef(1.f, 1.f + expf(-x)); }
+  static SEQKERN_CELL float tanh(float x) {
+    const float a = fabsf(x), s = a * a;
+    // a + a^3 times a minimax polynomial in a^2, where the difference below would cancel.
+    float p = -0.005905867554f;
+    p = p * s + 0.02080538310f;
+    p = p * s - 0.05378668383f;
+    p = p * s + 0.1333195865f;
+    p = p * s - 0.3333329856f;
+    const float small = p * s * a + a;
+    const float large = 1.f - __fdividef(2.f, expf(2.f * a) + 1.f);
+    return copysignf(a < 0.6f ? small : large, x);  // NaN takes the latter
+  }
 };
 template <>
 struct Functions<double> {

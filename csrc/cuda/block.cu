@@ -73,8 +73,7 @@ class Product {
   static constexpr bool kAll = 4 * kWeights * kOutputs == kSize * C::kGates;
   static constexpr int kUnits = Place<kRows>::kUnits, kParts = Place<kRows>::kParts;
   static constexpr int kVector = 16 / sizeof(A);
-  // Terms whose weights lie side by side in shared memory.
-  static constexpr int kRun = kOutputs == 1 ? 4 : 1;
+  static constexpr int kRun = block_run(kOutputs);
   using Values = Pack<A, kRows>;
   using Weights = Pack<A, kRun * kOutputs>;
 
@@ -84,7 +83,7 @@ class Product {
   // this; then values are zeros, and may be stored.
   template <class Weight>
   SEQKERN_DEVICE Product(const Place<kRows>& me, int H, int width, A* memory, Weight weight)
-      : sum_(block_sum(kAll ? kHeld * kParts : width, kRows, kHeld, sizeof(A))),
+      : sum_(block_sum(kAll ? kHeld * kParts : width, kRows, kHeld, kOutputs, sizeof(A))),
         part_(me.part),
         values_(memory) {
     const int threads = blockDim.x, size = 2 * kParts * sum_.stride;
@@ -196,30 +195,35 @@ SEQKERN_DEVICE void block_forward(const Both<Forward>& args) {
     return A(to_float(as<T>(a.w_hh)[(g * H + u) * H + k]));
   });
 
-  A bias[G + 1] = {}, own_h{}, c{};
-  const int own = product.index(unit, me.row);
-  if (me.exists) {
+  A bias[G + 1] = {}, c{};
+  const auto read_bias = [&] {
 #pragma unroll
     for (int g = 0; g <= G; ++g) bias[g] = as<A>(a.bias)[g * H + unit];
-    own_h = to_float(as<T>(a.h)[r * H + unit]);
+  };
+  // Where W_hh fills the registers, the bias is read at every step instead.
+  constexpr bool kKeepsBias = G == 1 || kSize < kBlockLargest;
+  const int own = product.index(unit, me.row);
+  if (me.exists) {
+    if constexpr (kKeepsBias) read_bias();
+    product.values(0)[own] = to_float(as<T>(a.h)[r * H + unit]);
     if constexpr (C::kHasCellState) c = as<A>(a.c)[r * H + unit];
-    product.values(0)[own] = own_h;
   }
   __syncthreads();
 
   const int64_t base = first_row(a.steps);
   const int steps = static_cast<int>(a.steps.end - a.steps.begin);
-  // Its first row; x of it, where the lane's row takes part; whether it does, and any of the block.
+  // A step: its first row in the chunk, x, whether the lane takes part, and whether any of the
+  // block.
   struct Input {
-    int64_t row;
+    int row;
     A x[G];
     bool active, any;
   };
   const auto read = [&](int i) {
     const Step s = step_at(a.steps, a.steps.reverse ? a.steps.end - 1 - i : a.steps.begin + i);
-    Input in{s.row, {}, me.exists && r < s.rows, me.tile < s.rows};
+    Input in{static_cast<int>(s.row - base), {}, me.exists && r < s.rows, me.tile < s.rows};
     if (in.active) {
-      const A* from = as<A>(a.x) + (s.row + r - base) * (G * H) + unit;
+      const A* from = as<A>(a.x) + (in.row + r) * (G * H) + unit;
 #pragma unroll
       for (int g = 0; g < G; ++g) in.x[g] = from[g * H];
     }
@@ -234,25 +238,25 @@ SEQKERN_DEVICE void block_forward(const Both<Forward>& args) {
     if (in.any) {
       A q[G];
       product.multiply(buffer, q);
-      buffer ^= 1;
-      if (me.exists) {
-        if (in.active) {
+      A h = me.exists ? product.values(buffer)[own] : A(0);
+      if (in.active) {
+        if constexpr (!kKeepsBias) read_bias();
 #pragma unroll
-          for (int g = 0; g < G; ++g) in.x[g] += bias[g];
-          if constexpr (C::kRecurrentBias) q[G - 1] += bias[G];
-          const int64_t row = in.row + r;
-          const T rounded = from_float<T>(forward_unit<C, T>(a, row, unit, in.x, q, own_h, c));
-          as<T>(a.output)[row * a.ldo + unit] = rounded;
-          own_h = to_float(rounded);
-        }
-        product.values(buffer)[own] = own_h;
+        for (int g = 0; g < G; ++g) in.x[g] += bias[g];
+        if constexpr (C::kRecurrentBias) q[G - 1] += bias[G];
+        const int64_t row = base + in.row + r;
+        const T rounded = from_float<T>(forward_unit<C, T>(a, row, unit, in.x, q, h, c));
+        as<T>(a.output)[row * a.ldo + unit] = rounded;
+        h = to_float(rounded);
       }
+      buffer ^= 1;
+      if (me.exists) product.values(buffer)[own] = h;
       __syncthreads();
     }
     in = next;
   }
   if (me.exists) {
-    as<T>(a.h)[r * H + unit] = from_float<T>(own_h);
+    as<T>(a.h)[r * H + unit] = from_float<T>(product.values(buffer)[own]);
     if constexpr (C::kHasCellState) as<A>(a.c)[r * H + unit] = c;
   }
 }
@@ -285,14 +289,14 @@ SEQKERN_DEVICE void block_backward(const Both<Backward>& args) {
   const int64_t base = first_row(a.steps);
   const int steps = static_cast<int>(a.steps.end - a.steps.begin);
   struct Input {
-    int64_t row;
+    int row;
     BackwardInput<C, T> known;
     bool active, any;
   };
   const auto read = [&](int i) {
     const Step s = step_at(a.steps, a.steps.reverse ? a.steps.begin + i : a.steps.end - 1 - i);
-    Input in{s.row, {}, me.exists && r < s.rows, me.tile < s.rows};
-    if (in.active) in.known = read_backward<C, T>(a, s, r, s.row - base, unit);
+    Input in{static_cast<int>(s.row - base), {}, me.exists && r < s.rows, me.tile < s.rows};
+    if (in.active) in.known = read_backward<C, T>(a, s, r, in.row, unit);
     return in;
   };
   Input in = read(0);
@@ -303,7 +307,7 @@ SEQKERN_DEVICE void block_backward(const Both<Backward>& args) {
     if (in.any) {
       A gates[C::kGradGates] = {};
       if (in.active) {
-        backward_unit<C, T>(a, {in.row, 0, 0, 0}, r, in.row - base, unit, in.known, grad_h,
+        backward_unit<C, T>(a, {base + in.row, 0, 0, 0}, r, in.row, unit, in.known, grad_h,
                             grad_state, gates);
       }
       if (me.exists) {

@@ -12,28 +12,35 @@ inline constexpr int kBlockUnits = 8;  // hidden units of a warp
 inline constexpr int kBlockPairs = 4;
 SEQKERN_CELL constexpr int block_parts(int rows) { return kBlockPairs * (kBlockPairs / rows); }
 
-// float32's kernels are for H up to this. The fewer threads a block may have, the more registers
-// each may take: to 96 all of W_hh lies in them.
-inline constexpr int kBlockSizes[] = {48, 96, 128};
+// float32's kernels are for H up to one of these, the others' for the first. The fewer threads a
+// block may have, the more registers each may take: up to 96 all of W_hh lies in them.
+inline constexpr int kBlockLargest = 128, kBlockSizes[] = {kBlockLargest, 96, 48};
 SEQKERN_CELL constexpr int block_threads(int size) { return size * 32 / kBlockUnits; }
 // Weights of a gate that a thread keeps in registers, a multiple of kBlockPairs; a quarter of
-// `size` is all. Other types' kernels are for H up to 128 and keep none.
+// `size` is all.
 SEQKERN_CELL constexpr int block_held(bool float32, int size, int gates) {
   if (!float32) return 0;
-  if (size < 128) return size / 4;
+  if (size < kBlockLargest) return size / 4;
   return gates == 4 ? 16 : gates == 3 ? 24 : 32;
 }
 
-// Terms of a sum that a lane takes, of `width` in all, at least the `held` whose weights are in
-// registers; and elements from one lane's values to the next's, which hold `rows` for each term: an
-// odd number of 16 bytes, so that lanes which read them together meet no bank conflict.
+// Terms whose weights lie side by side in shared memory: 4 weights make one load.
+SEQKERN_CELL constexpr int block_run(int outputs) { return outputs == 1 ? 4 : 1; }
+
+// How a group's lanes share the sums over `width` terms, `outputs` for each pair.
 struct BlockSum {
-  int terms, stride;
+  int terms;   // of a lane, at least those whose weights are in registers
+  int stride;  // elements from one lane's values to the next's
+  int rest;    // weights of a thread that are in shared memory
 };
-SEQKERN_CELL constexpr BlockSum block_sum(int width, int rows, int held, int element_size) {
-  const int parts = block_parts(rows), vector = 16 / element_size;
+// `held`: terms whose weights are in registers. The stride is an odd number of 16 bytes, so that
+// lanes which read their values together meet no bank conflict.
+SEQKERN_CELL constexpr BlockSum block_sum(int width, int rows, int held, int outputs,
+                                          int element_size) {
+  const int parts = block_parts(rows), vector = 16 / element_size, run = block_run(outputs);
   const int share = (width + parts - 1) / parts, terms = share > held ? share : held;
-  return {terms, ((terms * rows + vector - 1) / vector | 1) * vector};
+  return {terms, ((terms * rows + vector - 1) / vector | 1) * vector,
+          (terms - held + run - 1) / run * run * (kBlockPairs / rows) * outputs};
 }
 
 struct BlockShape {

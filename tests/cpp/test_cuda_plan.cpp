@@ -118,11 +118,15 @@ int main() {
               CHECK(plan.chunk_rows >= B && plan.chunk_rows > 0, "%s chunk_rows %ld", gpu.name,
                     long(plan.chunk_rows));
               if (plan.tier == Tier::Block) {
-                const BlockShape shape = block_shape(p.cell, p.type, H);
-                CHECK(shape.threads % 32 == 0 && shape.threads >= H * kBlockParts &&
-                          shape.threads <= kBlockThreads,
-                      "%d threads for H %d", shape.threads, int(H));
-                CHECK(shape.shared_backward <= d.shared_per_block_optin, "%s", gpu.name);
+                const BlockShape& b = plan.block;
+                CHECK(b.threads % 32 == 0 && b.threads * kBlockUnits >= H * 32 &&
+                          b.threads <= block_threads(b.size) && b.size >= H,
+                      "%d threads for H %d", b.threads, int(H));
+                CHECK(b.shared <= d.shared_per_block_optin, "%s", gpu.name);
+                const auto blocks = [&](int rows) { return (B + rows - 1) / rows * directions; };
+                CHECK(b.rows == 4 || blocks(b.rows) <= d.multiprocessors, "%d rows", b.rows);
+                CHECK(b.rows == 1 || p.type != Type::F32 || blocks(b.rows / 2) > d.multiprocessors,
+                      "%d rows", b.rows);
               }
               if (plan.tier == Tier::Grid) {
                 const GridShape& g = plan.grid;
@@ -147,8 +151,8 @@ int main() {
     const int64_t lstm = largest_block(gpu, Cell::Lstm, Type::F32),
                   gru = largest_block(gpu, Cell::Gru, Type::F32),
                   rnn = largest_block(gpu, Cell::RnnTanh, Type::F32);
-    CHECK(lstm < gru && gru <= rnn && rnn <= kBlockThreads / kBlockParts, "%s: H up to %d %d %d",
-          gpu.name, int(lstm), int(gru), int(rnn));
+    CHECK(lstm <= gru && gru <= rnn && rnn == kBlockLargest, "%s: H up to %d %d %d", gpu.name,
+          int(lstm), int(gru), int(rnn));
     std::printf("%s: block tier in float32 to H %d (LSTM), %d (GRU), %d (RNN)\n", gpu.name,
                 int(lstm), int(gru), int(rnn));
     std::printf("%s: mma tier in bfloat16 forward to H %d (LSTM), %d (GRU); backward %d, %d\n",

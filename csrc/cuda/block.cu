@@ -146,9 +146,8 @@ class Product {
       Values value[kRun];
 #pragma unroll
       for (int i = 0; i < kRun; ++i) {
-        // Past the last term the weights are zeros, and the last value is as good as any.
-        const int term = min(first + i, sum_.terms - 1);
-        value[i] = *reinterpret_cast<const Values*>(mine + term * kRows);
+        // Zeros past the last term.
+        value[i] = *reinterpret_cast<const Values*>(mine + (first + i) * kRows);
       }
 #pragma unroll
       for (int u = 0; u < kUnits; ++u, from += threads) {
@@ -212,17 +211,16 @@ SEQKERN_DEVICE void block_forward(const Both<Forward>& args) {
 
   const int64_t base = first_row(a.steps);
   const int steps = static_cast<int>(a.steps.end - a.steps.begin);
-  // A step: its first row in the chunk, x, whether the lane takes part, and whether any of the
-  // block.
+  // A step: its first row in the chunk, how many there are, x.
   struct Input {
-    int row;
+    int row, rows;
     A x[G];
-    bool active, any;
   };
+  const auto active = [&](const Input& in) { return me.exists && r < in.rows; };
   const auto read = [&](int i) {
     const Step s = step_at(a.steps, a.steps.reverse ? a.steps.end - 1 - i : a.steps.begin + i);
-    Input in{static_cast<int>(s.row - base), {}, me.exists && r < s.rows, me.tile < s.rows};
-    if (in.active) {
+    Input in{static_cast<int>(s.row - base), static_cast<int>(s.rows), {}};
+    if (active(in)) {
       const A* from = as<A>(a.x) + (in.row + r) * (G * H) + unit;
 #pragma unroll
       for (int g = 0; g < G; ++g) in.x[g] = from[g * H];
@@ -235,11 +233,11 @@ SEQKERN_DEVICE void block_forward(const Both<Forward>& args) {
     Input next{};
     if (i + 1 < steps) next = read(i + 1);
     // Uniform over the block: none of its rows has begun yet, or all have ended.
-    if (in.any) {
+    if (me.tile < in.rows) {
       A q[G];
       product.multiply(buffer, q);
       A h = me.exists ? product.values(buffer)[own] : A(0);
-      if (in.active) {
+      if (active(in)) {
         if constexpr (!kKeepsBias) read_bias();
 #pragma unroll
         for (int g = 0; g < G; ++g) in.x[g] += bias[g];
@@ -289,14 +287,14 @@ SEQKERN_DEVICE void block_backward(const Both<Backward>& args) {
   const int64_t base = first_row(a.steps);
   const int steps = static_cast<int>(a.steps.end - a.steps.begin);
   struct Input {
-    int row;
+    int row, rows;
     BackwardInput<C, T> known;
-    bool active, any;
   };
+  const auto active = [&](const Input& in) { return me.exists && r < in.rows; };
   const auto read = [&](int i) {
     const Step s = step_at(a.steps, a.steps.reverse ? a.steps.begin + i : a.steps.end - 1 - i);
-    Input in{static_cast<int>(s.row - base), {}, me.exists && r < s.rows, me.tile < s.rows};
-    if (in.active) in.known = read_backward<C, T>(a, s, r, in.row, unit);
+    Input in{static_cast<int>(s.row - base), static_cast<int>(s.rows), {}};
+    if (active(in)) in.known = read_backward<C, T>(a, s, r, in.row, unit);
     return in;
   };
   Input in = read(0);
@@ -304,9 +302,9 @@ SEQKERN_DEVICE void block_backward(const Both<Backward>& args) {
   for (int i = 0; i < steps; ++i) {
     Input next{};
     if (i + 1 < steps) next = read(i + 1);
-    if (in.any) {
+    if (me.tile < in.rows) {
       A gates[C::kGradGates] = {};
-      if (in.active) {
+      if (active(in)) {
         backward_unit<C, T>(a, {base + in.row, 0, 0, 0}, r, in.row, unit, in.known, grad_h,
                             grad_state, gates);
       }
@@ -319,7 +317,7 @@ SEQKERN_DEVICE void block_backward(const Both<Backward>& args) {
       __syncthreads();
       A sum[1];
       product.multiply(buffer, sum);
-      if (in.active) grad_h = sum[0];
+      if (active(in)) grad_h = sum[0];
       buffer ^= 1;
     }
     in = next;

@@ -39,8 +39,9 @@ SEQKERN_CELL constexpr BlockSum block_sum(int width, int rows, int held, int out
                                           int element_size) {
   const int parts = block_parts(rows), vector = 16 / element_size, run = block_run(outputs);
   const int share = (width + parts - 1) / parts, terms = share > held ? share : held;
-  return {terms, ((terms * rows + vector - 1) / vector | 1) * vector,
-          (terms - held + run - 1) / run * run * (kBlockPairs / rows) * outputs};
+  const int rest = (terms - held + run - 1) / run * run;
+  return {terms, (((held + rest) * rows + vector - 1) / vector | 1) * vector,
+          rest * (kBlockPairs / rows) * outputs};
 }
 
 struct BlockShape {

@@ -116,7 +116,8 @@ Cost block_cost(const Problem& p, const DeviceProperties& d) {
   const double words = double(math_bytes(p.type)) / 4 *
                        (sum.terms * shape.rows + sum.rest + outputs * (3 + units / 2));
   const double warps = double(shape.threads) / 32 * together, bytes = streamed_bytes(p);
-  const double clocks = std::max(warps * 32 * fmas / fma_per_clock(p.type, d), warps * words) +
+  // As if loads and arithmetic never overlapped: large batches are the BLAS's.
+  const double clocks = warps * (32 * fmas / fma_per_clock(p.type, d) + words) +
                         std::ceil(warps / kSchedulers) * kPointwiseInstructions + kBlockStepClocks;
   return {.shared_bytes = warps * words * kBankBytes,
           .l2_bytes = bytes,

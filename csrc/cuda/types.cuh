@@ -36,9 +36,9 @@ using Math = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 // The cells' functions. CUDA's expf, exp and tanh are within 1 ulp, __fdividef within 2 where the
 // divisor is at most 2^126, beyond which it gives 0 (CUDA C++ Programming Guide, mathematical
-// functions appendix). So is the 0 that becomes of 1 / (1 + exp(88)). float32's functions stay
-// within 3 ulp but for such results, which would be below 2^-126, and have no branches: what a
-// thread waits for in a step is mostly these.
+// functions appendix). float32's are within 4 ulp for sigmoid, or 2^-126 below that, and 3 for
+// tanh. They have no branches and no exact division: what a thread waits for in a step is
+// mostly these.
 template <class A>
 struct Functions;
 template <>

@@ -29,7 +29,6 @@ template <int kRows>
 struct Place {
   static constexpr int kUnits = kBlockPairs / kRows, kParts = block_parts(kRows);
   int part;       // lane of the group
-  int units;      // the group's first unit
   int unit, row;  // the lane's pair
   int tile;       // the block's first row of the batch
   int r;          // the pair's
@@ -38,25 +37,27 @@ struct Place {
   SEQKERN_DEVICE Place(int H, int64_t batch) {
     const int tid = threadIdx.x, pair = tid % kBlockPairs;
     part = tid % kParts;
-    units = tid / kParts * kUnits;
-    unit = units + pair / kRows;
+    unit = tid / kParts * kUnits + pair / kRows;
     row = pair % kRows;
     tile = static_cast<int>(blockIdx.x) * kRows;
     r = tile + row;
     exists = part < kBlockPairs && unit < H && r < batch;
   }
+  // The group's units, the lane's own first.
+  SEQKERN_DEVICE int of(int u) const { return unit ^ u; }
 };
 
 // The sums of a group's lanes for its pairs, added up: lane i gets pair i's, and so does each lane
-// with the same i % kBlockPairs.
-template <int kParts, class A>
+// with the same i % kBlockPairs. A lane has its own unit's sums first (Place::of), so that nothing
+// has to be selected but rows.
+template <int kRows, class A>
 SEQKERN_DEVICE A exchange(const A (&sums)[kBlockPairs], int part) {
-  const bool high = part & 2, odd = part & 1;
+  const bool high = kRows == 4 && part & 2, odd = kRows > 1 && part & 1;
   const A a = (high ? sums[2] : sums[0]) + __shfl_xor_sync(~0u, high ? sums[0] : sums[2], 2);
   const A b = (high ? sums[3] : sums[1]) + __shfl_xor_sync(~0u, high ? sums[1] : sums[3], 2);
   A sum = (odd ? b : a) + __shfl_xor_sync(~0u, odd ? a : b, 1);
 #pragma unroll
-  for (int lanes = kBlockPairs; lanes < kParts; lanes *= 2) {
+  for (int lanes = kBlockPairs; lanes < block_parts(kRows); lanes *= 2) {
     sum += __shfl_xor_sync(~0u, sum, lanes);
   }
   return sum;
@@ -89,7 +90,7 @@ class Product {
     const int threads = blockDim.x, size = 2 * kParts * sum_.stride;
     rest_ = reinterpret_cast<Weights*>(memory + size) + threadIdx.x;
     const auto read = [&](int output, int u, int term) {
-      const int unit = me.units + u, k = me.part * sum_.terms + term;
+      const int unit = me.of(u), k = me.part * sum_.terms + term;
       return term < sum_.terms && unit < H && k < width ? weight(output, unit, k) : A(0);
     };
 #pragma unroll
@@ -165,7 +166,7 @@ class Product {
       }
     }
 #pragma unroll
-    for (int g = 0; g < kOutputs; ++g) out[g] = exchange<kParts>(sums[g], part_);
+    for (int g = 0; g < kOutputs; ++g) out[g] = exchange<kRows>(sums[g], part_);
   }
 
  private:
@@ -176,9 +177,41 @@ class Product {
   A held_[kHeld > 0 ? kHeld : 1][kUnits][kOutputs];
 };
 
-SEQKERN_DEVICE int64_t first_row(const Steps& s) {
-  return s.offsets ? s.offsets[s.begin] : s.begin * s.batch;
-}
+// The steps of a chunk as a pass takes them. Rows are counted from the chunk's first, so that few
+// and short instructions find the next step's.
+struct Chunk {
+  const int64_t* offsets;  // of the chunk's first step, or null
+  int64_t base;            // the chunk's first row
+  int batch, steps;
+  int lowest,
+      highest;  // of the steps that exist, the chunk's first being 0: one more where there is
+  bool reverse, descending;
+
+  SEQKERN_DEVICE Chunk(const Steps& s, bool backward)
+      : offsets(s.offsets ? s.offsets + s.begin : nullptr),
+        base(s.offsets ? s.offsets[s.begin] : s.begin * s.batch),
+        batch(static_cast<int>(s.batch)),
+        steps(static_cast<int>(s.end - s.begin)),
+        lowest(s.begin > 0 ? -1 : 0),
+        highest(s.end < s.total ? steps : steps - 1),
+        reverse(s.reverse),
+        descending(s.reverse != backward) {}
+
+  // As Step's.
+  struct At {
+    int row, rows, before, continued;
+  };
+  SEQKERN_DEVICE At at(int i) const {
+    const int t = descending ? steps - 1 - i : i, u = reverse ? t + 1 : t - 1;
+    const bool continues = u >= lowest && u <= highest;
+    if (!offsets) return {t * batch, batch, u * batch, continues ? batch : 0};
+    const auto row = [&](int step) { return static_cast<int>(offsets[step] - base); };
+    const int n = row(t + 1) - row(t);
+    if (!continues) return {row(t), n, 0, 0};
+    const int m = row(u + 1) - row(u);
+    return {row(t), n, row(u), m < n ? m : n};
+  }
+};
 
 template <class C, class T, int kRows, int kSize>
 SEQKERN_DEVICE void block_forward(const Both<Forward>& args) {
@@ -209,17 +242,15 @@ SEQKERN_DEVICE void block_forward(const Both<Forward>& args) {
   }
   __syncthreads();
 
-  const int64_t base = first_row(a.steps);
-  const int steps = static_cast<int>(a.steps.end - a.steps.begin);
-  // A step: its first row in the chunk, how many there are, x.
+  const Chunk chunk(a.steps, false);
   struct Input {
     int row, rows;
     A x[G];
   };
   const auto active = [&](const Input& in) { return me.exists && r < in.rows; };
   const auto read = [&](int i) {
-    const Step s = step_at(a.steps, a.steps.reverse ? a.steps.end - 1 - i : a.steps.begin + i);
-    Input in{static_cast<int>(s.row - base), static_cast<int>(s.rows), {}};
+    const Chunk::At at = chunk.at(i);
+    Input in{at.row, at.rows, {}};
     if (active(in)) {
       const A* from = as<A>(a.x) + (in.row + r) * (G * H) + unit;
 #pragma unroll
@@ -229,9 +260,8 @@ SEQKERN_DEVICE void block_forward(const Both<Forward>& args) {
   };
   Input in = read(0);
   int buffer = 0;
-  for (int i = 0; i < steps; ++i) {
-    Input next{};
-    if (i + 1 < steps) next = read(i + 1);
+  for (int i = 0; i < chunk.steps; ++i) {
+    const Input next = read(i + 1 < chunk.steps ? i + 1 : i);
     // Uniform over the block: none of its rows has begun yet, or all have ended.
     if (me.tile < in.rows) {
       A q[G];
@@ -242,7 +272,7 @@ SEQKERN_DEVICE void block_forward(const Both<Forward>& args) {
 #pragma unroll
         for (int g = 0; g < G; ++g) in.x[g] += bias[g];
         if constexpr (C::kRecurrentBias) q[G - 1] += bias[G];
-        const int64_t row = base + in.row + r;
+        const int64_t row = chunk.base + in.row + r;
         const T rounded = from_float<T>(forward_unit<C, T>(a, row, unit, in.x, q, h, c));
         as<T>(a.output)[row * a.ldo + unit] = rounded;
         h = to_float(rounded);
@@ -284,28 +314,27 @@ SEQKERN_DEVICE void block_backward(const Both<Backward>& args) {
     if constexpr (kCarries) grad_state = as<A>(a.grad_state)[r * H + unit];
   }
 
-  const int64_t base = first_row(a.steps);
-  const int steps = static_cast<int>(a.steps.end - a.steps.begin);
+  const Chunk chunk(a.steps, true);
   struct Input {
     int row, rows;
     BackwardInput<C, T> known;
   };
   const auto active = [&](const Input& in) { return me.exists && r < in.rows; };
   const auto read = [&](int i) {
-    const Step s = step_at(a.steps, a.steps.reverse ? a.steps.begin + i : a.steps.end - 1 - i);
-    Input in{static_cast<int>(s.row - base), static_cast<int>(s.rows), {}};
+    const Chunk::At at = chunk.at(i);
+    Input in{at.row, at.rows, {}};
+    const Step s{chunk.base + at.row, at.rows, chunk.base + at.before, at.continued};
     if (active(in)) in.known = read_backward<C, T>(a, s, r, in.row, unit);
     return in;
   };
   Input in = read(0);
   int buffer = 0;
-  for (int i = 0; i < steps; ++i) {
-    Input next{};
-    if (i + 1 < steps) next = read(i + 1);
+  for (int i = 0; i < chunk.steps; ++i) {
+    const Input next = read(i + 1 < chunk.steps ? i + 1 : i);
     if (me.tile < in.rows) {
       A gates[C::kGradGates] = {};
       if (active(in)) {
-        backward_unit<C, T>(a, {base + in.row, 0, 0, 0}, r, in.row, unit, in.known, grad_h,
+        backward_unit<C, T>(a, {chunk.base + in.row, 0, 0, 0}, r, in.row, unit, in.known, grad_h,
                             grad_state, gates);
       }
       if (me.exists) {

@@ -36,18 +36,12 @@ struct Step {
 };
 
 SEQKERN_CELL Step step_at(const Steps& s, int64_t t) {
-  const int64_t before = s.reverse ? t + 1 : t - 1;
-  const bool first = before < 0 || before >= s.total;
-  if (!s.offsets) {  // all steps alike: one multiplication
-    const int64_t row = t * s.batch;
-    if (first) return {row, s.batch, 0, 0};
-    return {row, s.batch, s.reverse ? row + s.batch : row - s.batch, s.batch};
-  }
-  const auto rows = [&](int64_t u) { return s.offsets[u + 1] - s.offsets[u]; };
-  const int64_t n = rows(t);
-  if (first) return {s.offsets[t], n, 0, 0};
+  const auto first = [&](int64_t u) { return s.offsets ? s.offsets[u] : u * s.batch; };
+  const auto rows = [&](int64_t u) { return first(u + 1) - first(u); };
+  const int64_t before = s.reverse ? t + 1 : t - 1, n = rows(t);
+  if (before < 0 || before >= s.total) return {first(t), n, 0, 0};
   const int64_t m = rows(before);
-  return {s.offsets[t], n, s.offsets[before], m < n ? m : n};
+  return {first(t), n, first(before), m < n ? m : n};
 }
 
 // Arguments of one direction.

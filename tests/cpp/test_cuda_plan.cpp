@@ -1,5 +1,6 @@
 // The CUDA planner with the properties of real devices typed in. Exit status 1 where a plan is not
 // as it should be.
+#include <algorithm>
 #include <cstdio>
 #include <stdexcept>
 
@@ -166,6 +167,26 @@ int main() {
     CHECK(make_plan(projected, d).tier == Tier::Stepwise, "%s: projection", gpu.name);
   }
 
+  // Shared memory has W_hh where registers do not, and two buffers of values for all rows.
+  for (const Cell cell : {Cell::Lstm, Cell::Gru, Cell::RnnTanh}) {
+    for (int64_t H : {1, 40, 48, 49, 96, 97, 128}) {
+      for (int64_t B : {1, 200, 1000}) {
+        for (const bool backwards : {false, true}) {
+          Problem p = problem(cell, Type::F32, B, H);
+          p.backward = backwards;
+          const BlockShape b = block_shape(p, kH100.properties);
+          const int64_t G = cell == Cell::Lstm ? 4 : cell == Cell::Gru ? 3 : 1;
+          const int64_t held = block_held(true, b.size, int(G)) * 4;
+          const int64_t rest = std::max<int64_t>(H - held, 0) * G * H * 4;
+          const int64_t values = 2 * (backwards ? G : 1) * H * b.rows * 4;
+          CHECK(b.rows == (B == 1 ? 1 : B == 200 ? 2 : 4), "B %d: %d rows", int(B), b.rows);
+          CHECK(b.shared >= rest + values, "H %d: %d bytes", int(H), int(b.shared));
+          CHECK(b.shared < rest * 3 / 2 + 2 * values + 16 * KiB, "H %d: %d bytes", int(H),
+                int(b.shared));
+        }
+      }
+    }
+  }
   // With what registers hold; shared memory alone has room for 1040 forward and 1280 backward.
   for (const bool backwards : {false, true}) {
     const int64_t H = largest_mma(kA100, Cell::Lstm, backwards);

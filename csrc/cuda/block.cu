@@ -221,7 +221,7 @@ SEQKERN_DEVICE void block_forward(const Both<Forward>& args) {
   const int H = static_cast<int>(a.H);
   const Place<kRows> me(H, a.steps.batch);
   const int unit = me.unit;
-  const int64_t r = me.r;
+  const int r = me.r;
   SEQKERN_DYNAMIC_SHARED(A, shared);
   const Product<C, T, kRows, kSize, G> product(me, H, H, shared, [&](int g, int u, int k) {
     return A(to_float(as<T>(a.w_hh)[(g * H + u) * H + k]));
@@ -237,8 +237,8 @@ SEQKERN_DEVICE void block_forward(const Both<Forward>& args) {
   const int own = product.index(unit, me.row);
   if (me.exists) {
     if constexpr (kKeepsBias) read_bias();
-    product.values(0)[own] = to_float(as<T>(a.h)[r * H + unit]);
-    if constexpr (C::kHasCellState) c = as<A>(a.c)[r * H + unit];
+    product.values(0)[own] = to_float(as<T>(a.h)[int64_t{r} * H + unit]);
+    if constexpr (C::kHasCellState) c = as<A>(a.c)[int64_t{r} * H + unit];
   }
   __syncthreads();
 
@@ -252,7 +252,7 @@ SEQKERN_DEVICE void block_forward(const Both<Forward>& args) {
     const Chunk::At at = chunk.at(i);
     Input in{at.row, at.rows, {}};
     if (active(in)) {
-      const A* from = as<A>(a.x) + (in.row + r) * (G * H) + unit;
+      const A* from = as<A>(a.x) + int64_t{in.row + r} * (G * H) + unit;
 #pragma unroll
       for (int g = 0; g < G; ++g) in.x[g] = from[g * H];
     }
@@ -272,7 +272,7 @@ SEQKERN_DEVICE void block_forward(const Both<Forward>& args) {
 #pragma unroll
         for (int g = 0; g < G; ++g) in.x[g] += bias[g];
         if constexpr (C::kRecurrentBias) q[G - 1] += bias[G];
-        const int64_t row = chunk.base + in.row + r;
+        const int64_t row = chunk.base + (in.row + r);
         const T rounded = from_float<T>(forward_unit<C, T>(a, row, unit, in.x, q, h, c));
         as<T>(a.output)[row * a.ldo + unit] = rounded;
         h = to_float(rounded);
@@ -284,8 +284,8 @@ SEQKERN_DEVICE void block_forward(const Both<Forward>& args) {
     in = next;
   }
   if (me.exists) {
-    as<T>(a.h)[r * H + unit] = from_float<T>(product.values(buffer)[own]);
-    if constexpr (C::kHasCellState) as<A>(a.c)[r * H + unit] = c;
+    as<T>(a.h)[int64_t{r} * H + unit] = from_float<T>(product.values(buffer)[own]);
+    if constexpr (C::kHasCellState) as<A>(a.c)[int64_t{r} * H + unit] = c;
   }
 }
 
@@ -299,7 +299,7 @@ SEQKERN_DEVICE void block_backward(const Both<Backward>& args) {
   const int H = static_cast<int>(a.H);
   const Place<kRows> me(H, a.steps.batch);
   const int unit = me.unit;
-  const int64_t r = me.r;
+  const int r = me.r;
   SEQKERN_DYNAMIC_SHARED(A, shared);
   const Product<C, T, kRows, kSize, 1> product(me, H, G * H, shared, [&](int, int u, int j) {
     return A(to_float(as<T>(a.w_hh)[j * H + u]));
@@ -310,8 +310,8 @@ SEQKERN_DEVICE void block_backward(const Both<Backward>& args) {
 #pragma unroll
   for (int g = 0; g < G; ++g) own[g] = product.index(g * H + unit, me.row);
   if (me.exists) {
-    grad_h = as<A>(a.grad_h)[r * H + unit];
-    if constexpr (kCarries) grad_state = as<A>(a.grad_state)[r * H + unit];
+    grad_h = as<A>(a.grad_h)[int64_t{r} * H + unit];
+    if constexpr (kCarries) grad_state = as<A>(a.grad_state)[int64_t{r} * H + unit];
   }
 
   const Chunk chunk(a.steps, true);
@@ -352,8 +352,8 @@ SEQKERN_DEVICE void block_backward(const Both<Backward>& args) {
     in = next;
   }
   if (me.exists) {
-    as<A>(a.grad_h)[r * H + unit] = grad_h;
-    if constexpr (kCarries) as<A>(a.grad_state)[r * H + unit] = grad_state;
+    as<A>(a.grad_h)[int64_t{r} * H + unit] = grad_h;
+    if constexpr (kCarries) as<A>(a.grad_state)[int64_t{r} * H + unit] = grad_state;
   }
 }
 

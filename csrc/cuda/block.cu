@@ -228,15 +228,10 @@ SEQKERN_DEVICE void block_forward(const Both<Forward>& args) {
   });
 
   A bias[G + 1] = {}, c{};
-  const auto read_bias = [&] {
-#pragma unroll
-    for (int g = 0; g <= G; ++g) bias[g] = as<A>(a.bias)[g * H + unit];
-  };
-  // Where W_hh fills the registers, the bias is read at every step instead.
-  constexpr bool kKeepsBias = G == 1 || kSize < kBlockLargest;
   const int own = product.index(unit, me.row);
   if (me.exists) {
-    if constexpr (kKeepsBias) read_bias();
+#pragma unroll
+    for (int g = 0; g <= G; ++g) bias[g] = as<A>(a.bias)[g * H + unit];
     product.values(0)[own] = to_float(as<T>(a.h)[int64_t{r} * H + unit]);
     if constexpr (C::kHasCellState) c = as<A>(a.c)[int64_t{r} * H + unit];
   }
@@ -258,17 +253,22 @@ SEQKERN_DEVICE void block_forward(const Both<Forward>& args) {
     }
     return in;
   };
+  // As early as registers have room for it beside the product's.
+  constexpr bool kRoom = G == 1 || kSize < kBlockLargest;
   Input in = read(0);
   int buffer = 0;
   for (int i = 0; i < chunk.steps; ++i) {
-    const Input next = read(i + 1 < chunk.steps ? i + 1 : i);
+    const auto prefetch = [&] { return read(i + 1 < chunk.steps ? i + 1 : i); };
+    Input next{};
     // Uniform over the block: none of its rows has begun yet, or all have ended.
-    if (me.tile < in.rows) {
+    const bool idle = me.tile >= in.rows;
+    if (kRoom || idle) next = prefetch();
+    if (!idle) {
       A q[G];
       product.multiply(buffer, q);
+      if (!kRoom) next = prefetch();
       A h = me.exists ? product.values(buffer)[own] : A(0);
       if (active(in)) {
-        if constexpr (!kKeepsBias) read_bias();
 #pragma unroll
         for (int g = 0; g < G; ++g) in.x[g] += bias[g];
         if constexpr (C::kRecurrentBias) q[G - 1] += bias[G];

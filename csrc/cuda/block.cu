@@ -183,8 +183,7 @@ struct Chunk {
   const int64_t* offsets;  // of the chunk's first step, or null
   int64_t base;            // the chunk's first row
   int batch, steps;
-  int lowest,
-      highest;  // of the steps that exist, the chunk's first being 0: one more where there is
+  int lowest, highest;  // steps that exist, counted from the chunk's first: one beside it if any
   bool reverse, descending;
 
   SEQKERN_DEVICE Chunk(const Steps& s, bool backward)
@@ -253,7 +252,7 @@ SEQKERN_DEVICE void block_forward(const Both<Forward>& args) {
     }
     return in;
   };
-  // As early as registers have room for it beside the product's.
+  // The next step's input is asked for before the product where registers have room for it.
   constexpr bool kRoom = G == 1 || kSize < kBlockLargest;
   Input in = read(0);
   int buffer = 0;

@@ -212,6 +212,11 @@ struct Chunk {
   }
 };
 
+// Whether registers have room for the next step's input beside all that a step needs. Else it is
+// asked for when the step needs less: forward after the product, backward after the pointwise part.
+template <class C, int kSize>
+inline constexpr bool kEarly = C::kGates == 1 || kSize < kBlockLargest;
+
 template <class C, class T, int kRows, int kSize>
 SEQKERN_DEVICE void block_forward(const Both<Forward>& args) {
   using A = Math<T>;
@@ -252,8 +257,6 @@ SEQKERN_DEVICE void block_forward(const Both<Forward>& args) {
     }
     return in;
   };
-  // The next step's input is asked for before the product where registers have room for it.
-  constexpr bool kRoom = G == 1 || kSize < kBlockLargest;
   Input in = read(0);
   int buffer = 0;
   for (int i = 0; i < chunk.steps; ++i) {
@@ -261,11 +264,11 @@ SEQKERN_DEVICE void block_forward(const Both<Forward>& args) {
     Input next{};
     // Uniform over the block: none of its rows has begun yet, or all have ended.
     const bool idle = me.tile >= in.rows;
-    if (kRoom || idle) next = prefetch();
+    if (kEarly<C, kSize> || idle) next = prefetch();
     if (!idle) {
       A q[G];
       product.multiply(buffer, q);
-      if (!kRoom) next = prefetch();
+      if (!kEarly<C, kSize>) next = prefetch();
       A h = me.exists ? product.values(buffer)[own] : A(0);
       if (active(in)) {
 #pragma unroll
@@ -329,8 +332,11 @@ SEQKERN_DEVICE void block_backward(const Both<Backward>& args) {
   Input in = read(0);
   int buffer = 0;
   for (int i = 0; i < chunk.steps; ++i) {
-    const Input next = read(i + 1 < chunk.steps ? i + 1 : i);
-    if (me.tile < in.rows) {
+    const auto prefetch = [&] { return read(i + 1 < chunk.steps ? i + 1 : i); };
+    Input next{};
+    const bool idle = me.tile >= in.rows;
+    if (kEarly<C, kSize> || idle) next = prefetch();
+    if (!idle) {
       A gates[C::kGradGates] = {};
       if (active(in)) {
         backward_unit<C, T>(a, {chunk.base + in.row, 0, 0, 0}, r, in.row, unit, in.known, grad_h,
@@ -342,6 +348,7 @@ SEQKERN_DEVICE void block_backward(const Both<Backward>& args) {
           product.values(buffer)[own[g]] = to_float(from_float<T>(gates[g]));
         }
       }
+      if (!kEarly<C, kSize>) next = prefetch();
       __syncthreads();
       A sum[1];
       product.multiply(buffer, sum);

@@ -194,7 +194,8 @@ def table(found: dict[int, dict[str, Kernel]]) -> str:
     lines = [
         f"nvcc {version}. Registers a thread, KiB of shared memory a block, theoretical occupancy.",
         "A block or grid kernel's shared memory is that of the largest H, a multiple of 16, that the",
-        "device has room for with 16 rows. No kernel has spills or local memory.",
+        "device has room for with 16 rows, or the largest of a kernel's size. No kernel has spills or",
+        "local memory.",
         "",
         "| kernel | " + " | ".join(heads) + " |",
         "|---" * (len(heads) + 1) + "|",

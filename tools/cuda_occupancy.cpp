@@ -8,7 +8,8 @@
 // and prints for each
 //   kernel capability threads dynamic_shared warps_per_multiprocessor most_warps
 // with the launch shapes that csrc/cuda chooses. The others than stepwise kernels take the shared
-// memory of the largest hidden size, a multiple of 16, that the device has room for with 16 rows.
+// memory of the largest hidden size, a multiple of 16, that the device has room for with 16 rows, a
+// block kernel of those with its rows and size.
 #include <cuda_occupancy.h>
 
 #include <climits>
@@ -45,17 +46,25 @@ Launch launch_of(const std::string& kernel, const DeviceProperties& d) {
     if (kernel.find(kCells[i]) != std::string::npos) p.cell = Cell(i);
   }
   for (int i = 0; i < kNumTypes; ++i) {
-    if (kernel.ends_with(std::string("_") + kTypes[i])) p.type = Type(i);
+    if ((kernel + "_").find(std::string("_") + kTypes[i] + "_") != std::string::npos) {
+      p.type = Type(i);
+    }
   }
   const bool forward = kernel.find("forward") != std::string::npos;
   const Tier tier = block ? Tier::Block : mma ? Tier::Mma : Tier::Grid;
+  int size = INT_MAX;
+  if (block && p.type == Type::F32) {
+    int rows = 0;
+    if (std::sscanf(kernel.c_str() + kernel.rfind("_r"), "_r%d_h%d", &rows, &size) != 2) return {};
+    p.B = int64_t{rows} * d.multiprocessors;  // with fewer rows the blocks would be too many
+  }
   if (!supports(tier, p, d)) return {};
   p.backward = !forward;
-  while (supports(tier, p, d)) p.H = p.K = p.H + 16;
+  while (p.H <= size && supports(tier, p, d)) p.H = p.K = p.H + 16;
   p.H = p.K = p.H - 16;
   if (block) {
-    const BlockShape shape = block_shape(p.cell, p.type, p.H);
-    return {shape.threads, forward ? shape.shared_forward : shape.shared_backward};
+    const BlockShape shape = block_shape(p, d);
+    return {shape.threads, shape.shared};
   }
   if (mma) {
     const MmaShape shape = mma_shape(p, d);
@@ -233,12 +242,15 @@ void print_shape(const Problem& p, const Gpu& gpu, Tier tier) {
   const DeviceProperties& d = gpu.properties;
   if (!supports(tier, p, d)) throw std::runtime_error("a shape that the tier does not support");
   const char* const pass = p.backward ? "backward" : "forward";
-  std::printf("| `%s_%s_%s_%s` | %s, B %d, H %d, D %d | ", kCells[int(p.cell)], name(tier), pass,
-              kTypes[int(p.type)], gpu.name, int(p.B), int(p.H), p.directions);
+  const BlockShape b = block_shape(p, d);
+  const bool sized = tier == Tier::Block && p.type == Type::F32;
+  const std::string suffix =
+      sized ? "_r" + std::to_string(b.rows) + "_h" + std::to_string(b.size) : "";
+  std::printf("| `%s_%s_%s_%s%s` | %s, B %d, H %d, D %d | ", kCells[int(p.cell)], name(tier), pass,
+              kTypes[int(p.type)], suffix.c_str(), gpu.name, int(p.B), int(p.H), p.directions);
   if (tier == Tier::Block) {
-    const BlockShape s = block_shape(p.cell, p.type, p.H);
-    std::printf("(%d, %d, 1) | %d | %d | - | - | - |\n", int((p.B + kBlockRows - 1) / kBlockRows),
-                p.directions, s.threads, int(p.backward ? s.shared_backward : s.shared_forward));
+    std::printf("(%d, %d, 1) | %d | %d | - | - | - |\n", int((p.B + b.rows - 1) / b.rows),
+                p.directions, b.threads, int(b.shared));
   } else if (tier == Tier::Grid) {
     const GridShape s = grid_shape(p, d);
     std::printf("(%d, %d, 1) | %d | %d | %d | %d | units %d |\n", s.blocks, p.directions, s.threads,
@@ -262,7 +274,8 @@ void print_shapes() {
       return Problem{cell, type, B, H, H, directions, false, backward};
     };
     print_shape(problem(Cell::Lstm, Type::F32, 5, 9, 2), kA100, Tier::Block);
-    print_shape(problem(Cell::Gru, Type::F32, 5, 9, 1), kA100, Tier::Block);
+    print_shape(problem(Cell::Gru, Type::F32, 250, 100, 1), kA100, Tier::Block);
+    print_shape(problem(Cell::Gru, Type::F64, 5, 9, 1), kA100, Tier::Block);
     print_shape(problem(Cell::Lstm, Type::F32, 5, 9, 2), kA100, Tier::Grid);
     print_shape(problem(Cell::Gru, Type::F32, 5, 300, 1), kA100, Tier::Grid);
     print_shape(problem(Cell::Lstm, Type::BF16, 5, 24, 2), kA100, Tier::Mma);

@@ -109,8 +109,11 @@ void launch_step_project(Type type, const StepBackward& args, Stream stream);
 
 // ---- block-persistent: a chunk in one launch; plan.h says when it can ----
 
-void launch_block_forward(Cell cell, Type type, const Both<Forward>& args, Stream stream);
-void launch_block_backward(Cell cell, Type type, const Both<Backward>& args, Stream stream);
+struct BlockShape;  // cuda/block.h
+void launch_block_forward(Cell cell, Type type, const BlockShape& shape, const Both<Forward>& args,
+                          Stream stream);
+void launch_block_backward(Cell cell, Type type, const BlockShape& shape,
+                           const Both<Backward>& args, Stream stream);
 
 // ---- grid-persistent: a chunk in one cooperative launch ----
 

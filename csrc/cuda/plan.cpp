@@ -2,12 +2,12 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <stdexcept>
 
 #include "cells/gru.h"
 #include "cells/lstm.h"
 #include "cells/rnn.h"
-#include "cuda/block.h"
 
 namespace seqkern::cuda {
 
@@ -35,7 +35,7 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // ---- Prediction. Throughputs per multiprocessor and clock are from the CUDA C++ Programming
 // Guide's table of arithmetic instructions; the rest are round figures. ----
 
-constexpr double kGigahertz = 1.5;
+constexpr double kGigahertz = 1.75;
 // A launch and a product of the BLAS, one after the other on a stream.
 constexpr double kLaunchNs = 2500, kProductNs = 4000;
 // Of a step that stays in a block: two trips through shared memory, the exchange in the quad, the
@@ -51,6 +51,10 @@ constexpr double kMmaClocks = 2;
 constexpr double kBankBytes = 128, kL2Bytes = 32, kDramBytes = 10;
 // Around a step's sum: the exchange between lanes, biases, the cell, loads and stores.
 constexpr double kPointwiseInstructions = 150;
+// Of a multiprocessor, each of which issues an instruction of a warp in a clock.
+constexpr int kSchedulers = 4;
+// At most, of a thread of the block tier.
+constexpr int kBlockRegisters = 168;
 // Share of the peak that a product of one step reaches.
 constexpr double kProductEfficiency = 0.75;
 
@@ -81,35 +85,51 @@ double memory_ns(double l2_bytes, double dram_bytes, const DeviceProperties& d) 
   return std::max(l2_bytes / kL2Bytes, dram_bytes / kDramBytes) / d.multiprocessors / kGigahertz;
 }
 
-Cost block_cost(const Problem& p, const DeviceProperties& d) {
+int block_outputs(const Problem& p) { return p.backward ? 1 : widths(p.cell).gates; }
+
+// Of `shape` its rows and size count.
+int block_held_terms(const Problem& p, const BlockShape& shape) {
   const int G = widths(p.cell).gates;
-  const BlockShape shape = block_shape(p.cell, p.type, p.H);
-  const int64_t shared = p.backward ? shape.shared_backward : shape.shared_forward;
-  const int64_t blocks = ceil_div(p.B, kBlockRows) * p.directions;
-  const int64_t fit =
-      std::max<int64_t>(std::min<int64_t>(d.shared_per_multiprocessor / (shared + 1024),
-                                          d.threads_per_multiprocessor / shape.threads),
-                        1);
+  return block_held(p.type == Type::F32, shape.size, G) * (G / block_outputs(p)) * shape.rows /
+         kBlockPairs;
+}
+
+BlockSum block_sum_of(const Problem& p, const BlockShape& shape) {
+  const int64_t H = std::min<int64_t>(p.H, 2 * kBlockLargest);  // no block can do more
+  const int64_t width = p.backward ? widths(p.cell).gates * H : H;
+  return block_sum(static_cast<int>(width), shape.rows, block_held_terms(p, shape),
+                   block_outputs(p), static_cast<int>(math_bytes(p.type)));
+}
+
+Cost block_cost(const Problem& p, const DeviceProperties& d) {
+  const BlockShape shape = block_shape(p, d);
+  const BlockSum sum = block_sum_of(p, shape);
+  const int outputs = block_outputs(p), units = kBlockPairs / shape.rows;
+  const int64_t blocks = ceil_div(p.B, shape.rows) * p.directions;
+  const int64_t fit = std::max<int64_t>(
+      std::min({d.shared_per_multiprocessor / (shape.shared + 1024),
+                int64_t{d.threads_per_multiprocessor} / shape.threads,
+                int64_t{d.registers_per_multiprocessor} / (shape.threads * kBlockRegisters)}),
+      1);
   const int64_t rounds = ceil_div(blocks, d.multiprocessors * fit);
   const int64_t together = std::min(fit, ceil_div(blocks, d.multiprocessors));
-  // Per warp and group of terms: forward G weights a thread and four values that its quads share,
-  // backward kBlockRun of each. As if loads and arithmetic never overlapped: large batches are the
-  // BLAS's.
-  const int weights = p.backward ? kBlockRun : G;
-  const double loads =
-      double(math_bytes(p.type)) / 4 * (weights + 2 * (p.backward ? kBlockRun : 1));
-  const double fmas = 32.0 * kBlockRows * weights / fma_per_clock(p.type, d);
-  const double terms =
-      double(p.backward ? ceil_div(G * p.H, kBlockParts * kBlockRun) : ceil_div(p.H, kBlockParts));
-  const double groups = terms * (shape.threads / 32) * together, bytes = streamed_bytes(p);
-  return {.shared_bytes = groups * loads * kBankBytes,
+  // Of a thread: multiplications; words through shared memory, which are values, weights that
+  // registers do not hold and the exchange: three shuffles, and one for each doubling of the units.
+  const double weights = double(block_held_terms(p, shape)) * units * outputs + sum.rest;
+  const double fmas = weights * shape.rows;
+  const double words = double(math_bytes(p.type)) / 4 *
+                       (sum.terms * shape.rows + sum.rest + outputs * (3 + units / 2));
+  const double warps = double(shape.threads) / 32 * together, bytes = streamed_bytes(p);
+  // As if loads and arithmetic never overlapped: large batches are the BLAS's.
+  const double clocks = warps * (32 * fmas / fma_per_clock(p.type, d) + words) +
+                        std::ceil(warps / kSchedulers) * kPointwiseInstructions + kBlockStepClocks;
+  return {.shared_bytes = warps * words * kBankBytes,
           .l2_bytes = bytes,
           .dram_bytes = bytes,
           .barriers = 1,
           .exchanges = 0,
-          .instructions = terms * (kBlockRows * weights + 2) + kPointwiseInstructions,
-          .nanoseconds = rounds * (groups * (loads + fmas) + kBlockStepClocks) / kGigahertz +
-                         memory_ns(bytes, bytes, d)};
+          .instructions = fmas + words + kPointwiseInstructions,
+          .nanoseconds = rounds * clocks / kGigahertz + memory_ns(bytes, bytes, d)};
 }
 
 // What blocks send each other: forward each reads all of h, backward each writes and reads a
@@ -209,14 +229,22 @@ const char* name(Tier tier) {
   return kNames[static_cast<int>(tier)];
 }
 
-BlockShape block_shape(Cell cell, Type type, int64_t H) {
-  const int64_t width = widths(cell).gates * H;
-  const int64_t k = ceil_div(H, kBlockParts) * kBlockParts;
-  const int64_t j = ceil_div(width, kBlockParts * kBlockRun) * kBlockParts * kBlockRun;
-  return {.threads = static_cast<int>(
-              std::min<int64_t>(ceil_div(H * kBlockParts, 32) * 32, 2 * kBlockThreads)),
-          .shared_forward = (k * width + 2 * k * kBlockRows) * math_bytes(type),
-          .shared_backward = (j * H + 2 * j * kBlockRows) * math_bytes(type)};
+BlockShape block_shape(const Problem& p, const DeviceProperties& d) {
+  BlockShape shape{.rows = kBlockPairs, .size = kBlockLargest, .threads = 0, .shared = 0};
+  if (p.type == Type::F32) {
+    for (const int rows : {2, 1}) {
+      if (ceil_div(p.B, rows) * p.directions <= d.multiprocessors) shape.rows = rows;
+    }
+    for (const int size : kBlockSizes) {
+      if (p.H <= size) shape.size = size;
+    }
+  }
+  const int64_t H = std::min<int64_t>(p.H, 2 * kBlockLargest);  // no block can do more
+  const BlockSum sum = block_sum_of(p, shape);
+  shape.threads = static_cast<int>(ceil_div(H, kBlockUnits) * 32);
+  shape.shared = (2 * block_parts(shape.rows) * sum.stride + int64_t{shape.threads} * sum.rest) *
+                 math_bytes(p.type);
+  return shape;
 }
 
 GridShape grid_shape(const Problem& p, const DeviceProperties& d) {
@@ -297,9 +325,8 @@ bool supports(Tier tier, const Problem& p, const DeviceProperties& d) {
     return d.cooperative_launch && shape.blocks * p.directions <= d.multiprocessors &&
            std::max(shape.shared_forward, shape.shared_backward) <= d.shared_per_block_optin;
   }
-  const BlockShape shape = block_shape(p.cell, p.type, p.H);
-  return shape.threads <= kBlockThreads &&
-         std::max(shape.shared_forward, shape.shared_backward) <= d.shared_per_block_optin;
+  const BlockShape shape = block_shape(p, d);
+  return shape.threads <= block_threads(shape.size) && shape.shared <= d.shared_per_block_optin;
 }
 
 Cost predict(Tier tier, const Problem& p, const DeviceProperties& d) {
@@ -316,8 +343,11 @@ Cost predict(Tier tier, const Problem& p, const DeviceProperties& d) {
 }
 
 Plan make_plan(const Problem& p, const DeviceProperties& d) {
-  Plan plan{
-      .tier = Tier::Stepwise, .chunk_rows = 0, .grid = grid_shape(p, d), .mma = mma_shape(p, d)};
+  Plan plan{.tier = Tier::Stepwise,
+            .chunk_rows = 0,
+            .block = block_shape(p, d),
+            .grid = grid_shape(p, d),
+            .mma = mma_shape(p, d)};
   for (const Tier tier : {Tier::Block, Tier::Grid, Tier::Mma}) {
     if (supports(tier, p, d) &&
         predict(tier, p, d).nanoseconds < predict(plan.tier, p, d).nanoseconds) {

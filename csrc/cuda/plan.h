@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <string>
 
+#include "cuda/block.h"
 #include "cuda/device.h"
 #include "cuda/grid.h"
 #include "cuda/kernels.h"
@@ -21,7 +22,7 @@ struct Problem {
 };
 
 // stepwise: each step one product by the BLAS and one pointwise kernel; any size.
-// block: one block takes a few rows through a whole chunk, W_hh in its shared memory.
+// block: one block takes a few rows through a whole chunk, W_hh in its registers and shared memory.
 // grid: the hidden units are spread over all blocks, each with its rows of W_hh in shared memory.
 // mma: tensor cores, for bfloat16 and float16; as block where one block has room for all of
 // W_hh, else as grid.
@@ -32,10 +33,13 @@ const char* name(Tier tier);
 struct Plan {
   Tier tier;
   int64_t chunk_rows;  // rows of a chunk, at least one step
+  BlockShape block;    // of the block tier
   GridShape grid;      // of the grid tier
   MmaShape mma;        // of the mma tier
 };
 
+// The fewest rows a block with which all blocks run at once, one a multiprocessor.
+BlockShape block_shape(const Problem& problem, const DeviceProperties& device);
 // The fewest units a block, and so the most blocks that are resident at once.
 GridShape grid_shape(const Problem& problem, const DeviceProperties& device);
 // One block where that has room, else the fewest groups a block.

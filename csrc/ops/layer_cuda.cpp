@@ -245,7 +245,7 @@ ForwardResult forward_cuda(const Layer& s, const Tensor& input, const Tensor& h_
       if (stepwise) {
         forward_stepwise(run, chunks, args, w_hh, w_hr, h, hidden, output, products);
       } else if (run.plan.tier == cuda::Tier::Block) {
-        cuda::launch_block_forward(s.cell, run.type, args, run.stream);
+        cuda::launch_block_forward(s.cell, run.type, run.plan.block, args, run.stream);
       } else if (run.plan.tier == cuda::Tier::Grid) {
         cuda::launch_grid_forward(s.cell, run.type, run.plan.grid, args,
                                   {exchange.zeroed_flags(), nullptr, 0}, run.stream);
@@ -443,7 +443,7 @@ BackwardResult backward_cuda(const Layer& s, const BackwardInputs& in) {
     } else if (run.plan.tier == cuda::Tier::Stepwise) {
       backward_stepwise(run, chunks, args, dirs, grad_h);
     } else if (run.plan.tier == cuda::Tier::Block) {
-      cuda::launch_block_backward(s.cell, run.type, args, run.stream);
+      cuda::launch_block_backward(s.cell, run.type, run.plan.block, args, run.stream);
     } else if (run.plan.tier == cuda::Tier::Grid) {
       cuda::launch_grid_backward(s.cell, run.type, run.plan.grid, args,
                                  {exchange.zeroed_flags(), data(exchange.memory), 0}, run.stream);

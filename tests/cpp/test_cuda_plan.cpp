@@ -1,5 +1,6 @@
 // The CUDA planner with the properties of real devices typed in. Exit status 1 where a plan is not
 // as it should be.
+#include <algorithm>
 #include <cstdio>
 #include <stdexcept>
 
@@ -39,7 +40,7 @@ struct Expected {
   Tier tier;
 };
 
-// The largest H whose W_hh a block can hold, forward and backward.
+// The largest H whose W_hh a block can hold forward.
 int64_t largest_block(const Gpu& gpu, Cell cell, Type type) {
   int64_t H = 0;
   while (supports(Tier::Block, problem(cell, type, 4, H + 1), gpu.properties)) ++H;
@@ -62,19 +63,20 @@ int64_t largest_mma(const Gpu& gpu, Cell cell, bool backwards) {
 
 int main() {
   const Expected expected[] = {
-      // 4 * 64 * 64 floats are 64 KiB: with h beside them more than a T4's block may have.
-      {kT4, problem(Cell::Lstm, Type::F32, 16, 64), Tier::Grid},
-      {kA100, problem(Cell::Lstm, Type::F32, 16, 64), Tier::Block},
-      {kRtx4090, problem(Cell::Lstm, Type::F32, 16, 64), Tier::Block},
-      {kH100, problem(Cell::Lstm, Type::F32, 16, 64), Tier::Block},
-      {kT4, problem(Cell::Lstm, Type::F32, 16, 56), Tier::Block},
-      {kT4, problem(Cell::RnnTanh, Type::F32, 16, 64), Tier::Block},
-      {kA100, problem(Cell::Gru, Type::F32, 16, 96), Tier::Block},
-      {kRtx4090, problem(Cell::Gru, Type::F32, 16, 96), Tier::Grid},
+      // All of W_hh in registers, or what they leave in shared memory.
+      {kT4, problem(Cell::Lstm, Type::F32, 16, 96), Tier::Block},
+      {kT4, problem(Cell::Lstm, Type::F32, 16, 128), Tier::Grid},
+      {kRtx4090, problem(Cell::Lstm, Type::F32, 16, 112), Tier::Block},
+      {kRtx4090, problem(Cell::Lstm, Type::F32, 16, 128), Tier::Grid},
+      {kA100, problem(Cell::Lstm, Type::F32, 16, 128), Tier::Block},
+      {kH100, problem(Cell::Lstm, Type::F32, 16, 128), Tier::Block},
+      {kT4, problem(Cell::Gru, Type::F32, 16, 128), Tier::Block},
+      {kT4, problem(Cell::RnnTanh, Type::F32, 16, 128), Tier::Block},
+      {kH100, backward(problem(Cell::Lstm, Type::F32, 16, 128)), Tier::Block},
       // Double the bytes.
       {kH100, problem(Cell::Lstm, Type::F64, 16, 64), Tier::Block},
       {kA100, problem(Cell::Lstm, Type::F64, 16, 96), Tier::Grid},
-      // No more than kBlockThreads threads, whatever the memory.
+      // No more than 512 threads, whatever the memory.
       {kH100, problem(Cell::RnnRelu, Type::F32, 16, 128), Tier::Block},
       {kH100, problem(Cell::RnnRelu, Type::F32, 16, 129), Tier::Grid},
       // Many rounds of blocks lose to products that use the whole device.
@@ -118,11 +120,15 @@ int main() {
               CHECK(plan.chunk_rows >= B && plan.chunk_rows > 0, "%s chunk_rows %ld", gpu.name,
                     long(plan.chunk_rows));
               if (plan.tier == Tier::Block) {
-                const BlockShape shape = block_shape(p.cell, p.type, H);
-                CHECK(shape.threads % 32 == 0 && shape.threads >= H * kBlockParts &&
-                          shape.threads <= kBlockThreads,
-                      "%d threads for H %d", shape.threads, int(H));
-                CHECK(shape.shared_backward <= d.shared_per_block_optin, "%s", gpu.name);
+                const BlockShape& b = plan.block;
+                CHECK(b.threads % 32 == 0 && b.threads * kBlockUnits >= H * 32 &&
+                          b.threads <= block_threads(b.size) && b.size >= H,
+                      "%d threads for H %d", b.threads, int(H));
+                CHECK(b.shared <= d.shared_per_block_optin, "%s", gpu.name);
+                const auto blocks = [&](int rows) { return (B + rows - 1) / rows * directions; };
+                CHECK(b.rows == 4 || blocks(b.rows) <= d.multiprocessors, "%d rows", b.rows);
+                CHECK(b.rows == 1 || p.type != Type::F32 || blocks(b.rows / 2) > d.multiprocessors,
+                      "%d rows", b.rows);
               }
               if (plan.tier == Tier::Grid) {
                 const GridShape& g = plan.grid;
@@ -147,8 +153,8 @@ int main() {
     const int64_t lstm = largest_block(gpu, Cell::Lstm, Type::F32),
                   gru = largest_block(gpu, Cell::Gru, Type::F32),
                   rnn = largest_block(gpu, Cell::RnnTanh, Type::F32);
-    CHECK(lstm < gru && gru <= rnn && rnn <= kBlockThreads / kBlockParts, "%s: H up to %d %d %d",
-          gpu.name, int(lstm), int(gru), int(rnn));
+    CHECK(lstm <= gru && gru <= rnn && rnn == kBlockLargest, "%s: H up to %d %d %d", gpu.name,
+          int(lstm), int(gru), int(rnn));
     std::printf("%s: block tier in float32 to H %d (LSTM), %d (GRU), %d (RNN)\n", gpu.name,
                 int(lstm), int(gru), int(rnn));
     std::printf("%s: mma tier in bfloat16 forward to H %d (LSTM), %d (GRU); backward %d, %d\n",
@@ -161,6 +167,26 @@ int main() {
     CHECK(make_plan(projected, d).tier == Tier::Stepwise, "%s: projection", gpu.name);
   }
 
+  // Shared memory has W_hh where registers do not, and two buffers of values for all rows.
+  for (const Cell cell : {Cell::Lstm, Cell::Gru, Cell::RnnTanh}) {
+    for (int64_t H : {1, 40, 48, 49, 96, 97, 128}) {
+      for (int64_t B : {1, 200, 1000}) {
+        for (const bool backwards : {false, true}) {
+          Problem p = problem(cell, Type::F32, B, H);
+          p.backward = backwards;
+          const BlockShape b = block_shape(p, kH100.properties);
+          const int64_t G = cell == Cell::Lstm ? 4 : cell == Cell::Gru ? 3 : 1;
+          const int64_t held = block_held(true, b.size, int(G)) * 4;
+          const int64_t rest = std::max<int64_t>(H - held, 0) * G * H * 4;
+          const int64_t values = 2 * (backwards ? G : 1) * H * b.rows * 4;
+          CHECK(b.rows == (B == 1 ? 1 : B == 200 ? 2 : 4), "B %d: %d rows", int(B), b.rows);
+          CHECK(b.shared >= rest + values, "H %d: %d bytes", int(H), int(b.shared));
+          CHECK(b.shared < rest * 3 / 2 + 2 * values + 16 * KiB, "H %d: %d bytes", int(H),
+                int(b.shared));
+        }
+      }
+    }
+  }
   // With what registers hold; shared memory alone has room for 1040 forward and 1280 backward.
   for (const bool backwards : {false, true}) {
     const int64_t H = largest_mma(kA100, Cell::Lstm, backwards);

@@ -70,15 +70,15 @@ MUTATIONS = [
     Mutation(
         "block: no barrier after h",
         "cuda/block.cu",
-        "h[buffer * h_size + unit * kRows + part] = own_h;\n      __syncthreads();",
-        "h[buffer * h_size + unit * kRows + part] = own_h;",
+        "product.values(buffer)[own] = h;\n      __syncthreads();",
+        "product.values(buffer)[own] = h;",
         "block",
     ),
     Mutation(
         "block: one buffer of h instead of two",
         "cuda/block.cu",
-        "buffer ^= 1;\n      if (owner) h[",
-        "if (owner) h[",
+        "buffer ^= 1;\n      if (me.exists)",
+        "if (me.exists)",
         "block",
     ),
     Mutation(
@@ -91,15 +91,15 @@ MUTATIONS = [
     Mutation(
         "block: weights past the last column are read",
         "cuda/block.cu",
-        "k < H ? A(to_float(as<T>(a.w_hh)[int64_t{row} * H + k])) : A(0);",
-        "A(to_float(as<T>(a.w_hh)[int64_t{row} * H + k]));",
+        "unit < H && k < width ? weight",
+        "unit < H ? weight",
         "block",
     ),
     Mutation(
         "ragged, block: a row takes one step too many",
         "cuda/block.cu",
-        "      if (exists && r < s.rows) {\n#pragma unroll\n        for (int g = 0; g < G; ++g) x[g] += bias",
-        "      if (exists && r <= s.rows) {\n#pragma unroll\n        for (int g = 0; g < G; ++g) x[g] += bias",
+        "      A h = me.exists ? product.values(buffer)[own] : A(0);\n      if (active(in)) {",
+        "      A h = me.exists ? product.values(buffer)[own] : A(0);\n      if (me.exists && r <= in.rows) {",
         "block",
     ),
     Mutation(
@@ -161,8 +161,36 @@ MUTATIONS = [
     Mutation(
         "block: no barrier between gate gradients and products",
         "cuda/block.cu",
-        "      __syncthreads();\n      A sums[kRows] = {};",
-        "      A sums[kRows] = {};",
+        "      __syncthreads();\n      A sum[1];",
+        "      A sum[1];",
+        "block",
+    ),
+    Mutation(
+        "block: a lane's own unit is not the first in the exchange",
+        "cuda/block.cu",
+        "return unit ^ u;",
+        "return unit / kUnits * kUnits + u;",
+        "block",
+    ),
+    Mutation(
+        "block: the exchange stops at four lanes",
+        "cuda/block.cu",
+        "lanes < block_parts(kRows); lanes *= 2",
+        "lanes < kBlockPairs; lanes *= 2",
+        "block",
+    ),
+    Mutation(
+        "block: weights in shared memory are those in registers again",
+        "cuda/block.cu",
+        "read(g, u, first + i);",
+        "read(g, u, first - kHeld + i);",
+        "block",
+    ),
+    Mutation(
+        "block: backward, the first step of a chunk continues none",
+        "cuda/block.cu",
+        "lowest(s.begin > 0 ? -1 : 0)",
+        "lowest(0)",
         "block",
     ),
     Mutation(

@@ -95,6 +95,19 @@ bool supports(std::string tier, std::string cell, std::string type, int64_t B, i
   TORCH_CHECK(false, "no tier '", tier, "'");
 }
 
+// A launch of the block tier on the modelled device: rows of a block, the size that the kernel is
+// for, and the bytes of shared memory.
+std::tuple<int64_t, int64_t, int64_t> block_shape(std::string cell, std::string type, int64_t B,
+                                                  int64_t H, int64_t D, bool backward) {
+  cuda::Problem problem = problem_of(cell, type);
+  problem.B = B;
+  problem.H = problem.K = H;
+  problem.directions = static_cast<int>(D);
+  problem.backward = backward;
+  const cuda::BlockShape s = cuda::block_shape(problem, cuda::device_properties(0));
+  return {s.rows, s.size, s.shared};
+}
+
 // A launch of the tensor-core kernels on the modelled device: blocks of a direction and 16 rows,
 // groups, splits, and the fragments of W_hh that registers do not hold.
 std::tuple<int64_t, int64_t, int64_t, int64_t> mma_shape(std::string cell, std::string type,
@@ -120,6 +133,7 @@ TORCH_LIBRARY(seqkern_cuda_host, m) {
   m.def("take_counts", &take_counts);
   m.def("tiers", &tiers);
   m.def("supports", &supports);
+  m.def("block_shape", &block_shape);
   m.def("mma_shape", &mma_shape);
   m.def("force_plan", &force_plan);
 }

@@ -113,6 +113,23 @@ def test_tensor_cores_of_several_blocks(kind):
         check_schedules(c, "bf16", "mma", schedules=("reverse", "greedy", "random 1"))
 
 
+# Every kernel of the block tier in float32: multiprocessors for which blocks have so many rows, and H
+# of each kernel's size, the largest with all of W_hh in registers, and not.
+@pytest.mark.parametrize(("rows", "multiprocessors"), ((1, 10), (2, 6), (4, 2)))
+@pytest.mark.parametrize(
+    ("H", "size"), ((1, 48), (20, 48), (48, 48), (49, 96), (96, 96), (97, 128), (121, 128))
+)
+@pytest.mark.parametrize("kind", CELLS)
+def test_block_kernels(kind, H, size, rows, multiprocessors):
+    with device(80, multiprocessors):
+        for D, sizes in ((1, {"T": 3, "B": 9}), (2, {"batch_sizes": (5, 4, 2)})):
+            c = case(kind, I=3, H=H, D=D, **sizes)
+            B = c.B if c.batch_sizes is None else c.batch_sizes[0]
+            for backward in (False, True):
+                assert host.block_shape(kind, "f32", B, H, D, backward)[:2] == (rows, size)
+            check_schedules(c, "f32", "block", schedules=("greedy", "random 1"))
+
+
 # What a launch of the tensor-core kernels can look like: multiprocessors, H, and then blocks of a
 # direction, groups and splits, and whether some of W_hh lies in shared memory, forward and backward.
 MMA_PATHS = {

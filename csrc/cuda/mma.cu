@@ -66,8 +66,6 @@ SEQKERN_DEVICE void multiply(float (&sums)[kRowTiles][4], const uint4& weights, 
   }
 }
 
-SEQKERN_DEVICE bool on_16_bytes(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
-
 template <class C, class T, bool kSplit>
 SEQKERN_DEVICE void forward_in(const Both<Forward>& args, const MmaMemory& m) {
   constexpr int G = C::kGates, kTiles = (G + 1) / 2, kSums = kTiles * kRowTiles * 4;

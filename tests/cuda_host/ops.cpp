@@ -95,18 +95,34 @@ bool supports(std::string tier, std::string cell, std::string type, int64_t B, i
   TORCH_CHECK(false, "no tier '", tier, "'");
 }
 
-// A launch of the tensor-core kernels on the modelled device: blocks of a direction and 16 rows,
-// groups, splits, and the fragments of W_hh that registers do not hold.
-std::tuple<int64_t, int64_t, int64_t, int64_t> mma_shape(std::string cell, std::string type,
-                                                         int64_t B, int64_t H, int64_t D,
-                                                         bool backward) {
+cuda::Problem problem_of(const std::string& cell, const std::string& type, int64_t B, int64_t H,
+                         int64_t D, bool backward) {
   cuda::Problem problem = problem_of(cell, type);
   problem.B = B;
   problem.H = problem.K = H;
   problem.directions = static_cast<int>(D);
   problem.backward = backward;
-  const cuda::MmaShape s = cuda::mma_shape(problem, cuda::device_properties(0));
+  return problem;
+}
+
+// A launch of the tensor-core kernels on the modelled device: blocks of a direction and 16 rows,
+// groups, splits, and the fragments of W_hh that registers do not hold.
+std::tuple<int64_t, int64_t, int64_t, int64_t> mma_shape(std::string cell, std::string type,
+                                                         int64_t B, int64_t H, int64_t D,
+                                                         bool backward) {
+  const cuda::MmaShape s =
+      cuda::mma_shape(problem_of(cell, type, B, H, D, backward), cuda::device_properties(0));
   return {s.blocks, s.groups, s.splits, s.fragments};
+}
+
+// Of the grid tier: blocks of a direction, units of a block, columns of h that a block has in
+// shared memory, threads that share the sum of what blocks sent.
+std::tuple<int64_t, int64_t, int64_t, int64_t> grid_shape(std::string cell, std::string type,
+                                                          int64_t B, int64_t H, int64_t D,
+                                                          bool backward) {
+  const cuda::GridShape s =
+      cuda::grid_shape(problem_of(cell, type, B, H, D, backward), cuda::device_properties(0));
+  return {s.blocks, s.units, s.piece, s.sources};
 }
 
 // A tier's name or "", and rows of a chunk or 0, for the planner's choice.
@@ -121,6 +137,7 @@ TORCH_LIBRARY(seqkern_cuda_host, m) {
   m.def("tiers", &tiers);
   m.def("supports", &supports);
   m.def("mma_shape", &mma_shape);
+  m.def("grid_shape", &grid_shape);
   m.def("force_plan", &force_plan);
 }
 

@@ -8,6 +8,8 @@
 // computes reads shared memory, 16 bytes at a time.
 #include "cuda/grid.h"
 
+#include <utility>
+
 #include "cuda/exchange.cuh"
 #include "cuda/pointwise.cuh"
 
@@ -140,9 +142,9 @@ SEQKERN_DEVICE void sum_tile(const T* weights, int terms, int width, const T* h,
   reduce<kTerms * kTaken>(sums, first, count);
 #pragma unroll
   for (int i = 0; i < (kTerms * kTaken + 31) / 32; ++i) {
-    const int b = (first + i) % kTaken;
-    A* const to = slot + (first + i) / kTaken * slot_rows + b;
-    if (i < count && b < slot_rows) *to = add ? *to + sums[i] : sums[i];
+    const int j = (first + i) / kTaken, b = (first + i) % kTaken;
+    A* const to = slot + j * slot_rows + b;
+    if (i < count && j < terms && b < slot_rows) *to = add ? *to + sums[i] : sums[i];
   }
 }
 

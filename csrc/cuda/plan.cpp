@@ -46,6 +46,8 @@ constexpr double kBlockStepClocks = 400;
 constexpr double kExchangeNs = 1300, kStatesNs = 12.5, kPartialsNs = 20;
 // The pointwise part there, with barriers; as long as a trip to L2 takes.
 constexpr double kGridPointwiseClocks = 700;
+// A multiprocessor issues so many warps' instructions a clock.
+constexpr int64_t kSchedulers = 4;
 // Bytes that shared memory moves in a clock, and a multiprocessor's part of what L2 and DRAM do.
 constexpr double kBankBytes = 128, kL2Bytes = 32, kDramBytes = 10;
 // Around a step's sum: the exchange between lanes, biases, the cell, loads and stores.
@@ -123,33 +125,36 @@ Cost grid_cost(const Problem& p, const DeviceProperties& d) {
   const GridShape shape = grid_shape(p, d);
   const int64_t warps = shape.threads / 32, pairs = shape.units * p.B;
   const double words = double(math_bytes(p.type)) / 4, fma = fma_per_clock(p.type, d);
-  // Of the busiest multiprocessor: clocks of its shared memory, and of its arithmetic, which
-  // overlap; instructions of a warp, which do not where it is the only one; what comes from others.
+  // Of the busiest multiprocessor: clocks of its shared memory and of its arithmetic, instructions
+  // of a warp, and how many warps have so many. And what it reads and writes.
   double shared, fmas, instructions, exchanged;
+  int64_t busy;
   if (p.backward) {
-    // A warp's weights and two runs of gate gradients, which some lanes share, for 32 sums a lane.
+    // For 32 sums a lane: its weights, and two runs of gate gradients, which some lanes share.
     const int64_t items = ceil_div(p.H, 4) * ceil_div(p.B, kGridRows), terms = shape.units * G;
-    const double steps = ceil_div(items, 32) * terms;
+    const double steps = double(ceil_div(items, 32)) * terms;
     shared = steps * words * 8;
     fmas = steps * 32 * 32 / fma;
     instructions = double(ceil_div(items, shape.threads)) * terms * 35;
+    busy = std::min(ceil_div(items, 32), warps);
     exchanged = double(p.H + shape.units * shape.blocks) * p.B * math_bytes(p.type);
   } else {
-    // A tile's weights and values, 16 bytes a lane, and its sums' way through the lanes.
+    // A tile's weights and values, and for each of its sums three instructions and a shuffle.
     const int units = std::min(grid_units(G, store_bytes(p.type)), shape.units),
               run = grid_run(store_bytes(p.type));
     const int64_t rows = p.B <= 2 ? 2 : kGridRows, sums = units * G * rows;
     const int64_t chunks = ceil_div(p.H, 32 * run);
     const int64_t tiles = ceil_div(shape.units, units) * ceil_div(p.B, kGridRows);
     const int64_t work = tiles * chunks, share = ceil_div(work, warps);
-    const int64_t slots = tiles + std::min(work, warps) - 1;
-    shared = work * double(units * G + rows) * run * store_bytes(p.type) / 4 + slots * sums;
+    busy = std::min(work, warps);
+    const int64_t slots = tiles + busy - 1;
+    shared = work * double(units * G + rows) * run * store_bytes(p.type) / 4 + double(slots * sums);
     fmas = work * double(sums) * run * 32 / fma;
-    instructions = share * double(sums * run + 100) + ceil_div(slots, warps) * sums * 4.0;
+    instructions = double(share) * (sums * run + 30) + ceil_div(slots, busy) * sums * 4.0;
     exchanged = double(p.B) * p.H * store_bytes(p.type);
   }
   const int64_t rounds = ceil_div(pairs, shape.threads), pieces = ceil_div(p.H, shape.piece);
-  const double clocks = std::max({shared, fmas, instructions}) +
+  const double clocks = std::max({shared, fmas, instructions * ceil_div(busy, kSchedulers)}) +
                         kGridPointwiseClocks * (rounds + (p.backward ? 0 : pieces - 1));
   const double dram = streamed_bytes(p);
   return {.shared_bytes = shared * kBankBytes,

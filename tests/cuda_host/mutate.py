@@ -162,7 +162,7 @@ MUTATIONS = [
         "grid: the counter is loaded without acquire order",
         "cuda/grid.cu",
         "if (i > 0) part.published.wait(i);",
-        "if (i > 0 && threadIdx.x == 0) spin_until([&] { return __atomic_load_n(grid.counters + blockIdx.y, __ATOMIC_RELAXED) >= i * gridDim.x; }); __syncthreads();",
+        "if (i > 0) { if (threadIdx.x == 0) spin_until([&] { return __atomic_load_n(grid.counters + blockIdx.y, __ATOMIC_RELAXED) >= i * gridDim.x; }); __syncthreads(); }",
         "grid",
     ),
     Mutation(
@@ -204,7 +204,14 @@ MUTATIONS = [
         "grid: the sum over the last piece of h alone",
         "cuda/grid.cu",
         "add ? *to + sums[i] : sums[i]",
-        "sums[i]",
+        "add ? A(0) + sums[i] : sums[i]",
+        "grid",
+    ),
+    Mutation(
+        "grid: a tile's sums of more units than the block has",
+        "cuda/grid.cu",
+        "i < count && j < terms && b",
+        "i < count && b",
         "grid",
     ),
     Mutation(
@@ -218,7 +225,7 @@ MUTATIONS = [
         "grid: a tile's second slot is forgotten",
         "cuda/grid.cu",
         "to.slots = last - first + 1;",
-        "to.slots = 1;",
+        "to.slots = last >= first;",
         "grid",
     ),
     Mutation(

@@ -149,6 +149,7 @@ def test_mma_paths(path, kind):
 GRID_PATHS = {
     "one unit a block": (40, 0, 40, 40, 1, 40, 5),
     "tiles of units, the last not full": (12, 0, 35, 12, 3, 40, 2),
+    "one tile, shared by warps": (45, 0, 133, 45, 3, 136, 6),
     "warps that share tiles": (44, 0, 264, 44, 6, 264, 6),
     "pieces of h": (8, 8000, 40, 8, 5, 24, 1),
     "pieces of h without vectors": (8, 8000, 39, 8, 5, 24, 1),

@@ -128,9 +128,9 @@ def parameter_problems(ptx: dict[str, str], layouts: str) -> list[str]:
 
 
 def flag_problems(sass: str) -> list[str]:
-    """Blocks exchange data with plain accesses, ordered by flags. A flag's load must be followed by
-    what drops the first-level cache, its store must come after a fence, and no load may go through the
-    cache that is not coherent."""
+    """Blocks exchange data with plain accesses, ordered by flags and counters. The load of one must be
+    followed by what drops the first-level cache, its store or addition must come after a fence, and no
+    load may go through the cache that is not coherent."""
     problems = []
     code = [line.split("*/", 1)[1] for line in sass.splitlines() if line.lstrip().startswith("/*")]
     for i, line in enumerate(code):
@@ -142,8 +142,9 @@ def flag_problems(sass: str) -> list[str]:
             if "CCTL.IVALL" not in until:
                 problems.append("a flag's load without CCTL.IVALL after it")
         before = code[max(0, i - 6) : i]
-        if "STG.E.STRONG.GPU" in line and not any("MEMBAR" in c and "GPU" in c for c in before):
-            problems.append("a flag's store without MEMBAR before it")
+        changes = "STG.E.STRONG.GPU" in line or re.search(r"\bREDG?\..*STRONG\.GPU", line)
+        if changes and not any("MEMBAR" in c and "GPU" in c for c in before):
+            problems.append("a flag's store or a counter's addition without MEMBAR before it")
     return problems
 
 

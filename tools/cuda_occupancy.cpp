@@ -71,7 +71,7 @@ Launch launch_of(const std::string& kernel, const DeviceProperties& d) {
     return {32 * shape.groups * shape.splits, shape.shared};
   }
   const GridShape shape = grid_shape(p, d);
-  return {shape.threads, forward ? shape.shared_forward : shape.shared_backward};
+  return {shape.threads, shape.shared};
 }
 
 }  // namespace
@@ -216,7 +216,7 @@ void print_layouts() {
   {
     using Struct = GridMemory;
     print_layout("GridMemory", sizeof(Struct), alignof(Struct),
-                 {FIELD(flags), FIELD(partials), FIELD(units)});
+                 {FIELD(counters), FIELD(partials), FIELD(units), FIELD(piece), FIELD(sources)});
   }
   {
     using Struct = MmaMemory;
@@ -253,9 +253,9 @@ void print_shape(const Problem& p, const Gpu& gpu, Tier tier) {
                 p.directions, b.threads, int(b.shared));
   } else if (tier == Tier::Grid) {
     const GridShape s = grid_shape(p, d);
-    std::printf("(%d, %d, 1) | %d | %d | %d | %d | units %d |\n", s.blocks, p.directions, s.threads,
-                int(p.backward ? s.shared_backward : s.shared_forward), s.blocks * p.directions,
-                p.backward ? int(s.partials) : 0, s.units);
+    std::printf("(%d, %d, 1) | %d | %d | %d | %d | units %d, piece %d, sources %d |\n", s.blocks,
+                p.directions, s.threads, int(s.shared), p.directions, int(s.partials), s.units,
+                s.piece, s.sources);
   } else {
     const MmaShape s = mma_shape(p, d);
     std::printf("(%d, %d, %d) | %d | %d | %d | %d | rows %d, groups %d, splits %d |\n", s.blocks,
@@ -266,7 +266,8 @@ void print_shape(const Problem& p, const Gpu& gpu, Tier tier) {
 
 void print_shapes() {
   std::printf(
-      "| kernel | for | grid | threads | bytes of shared memory | `flags` | `partials` | set by "
+      "| kernel | for | grid | threads | bytes of shared memory | `counters`, `flags` | `partials` "
+      "| set by "
       "the "
       "launch |\n|---|---|---|---|---|---|---|---|\n");
   for (const bool backward : {false, true}) {

@@ -119,9 +119,9 @@ void launch_block_backward(Cell cell, Type type, const BlockShape& shape,
 
 struct GridShape;  // cuda/grid.h
 struct GridMemory {
-  uint32_t* flags;  // zeros, one per block of each direction
-  void* partials;   // math, backward only: GridShape::partials elements
-  int units;        // filled in by the launch
+  uint32_t* counters;         // zeros, one for each direction
+  void* partials;             // math, backward only: GridShape::partials elements
+  int units, piece, sources;  // filled in by the launch
 };
 void launch_grid_forward(Cell cell, Type type, const GridShape& shape, const Both<Forward>& args,
                          const GridMemory& memory, Stream stream);

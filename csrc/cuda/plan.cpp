@@ -41,12 +41,13 @@ constexpr double kLaunchNs = 2500, kProductNs = 4000;
 // Of a step that stays in a block: two trips through shared memory, the exchange in the quad, the
 // cell's functions, the barrier.
 constexpr double kBlockStepClocks = 400;
-// Of a step that crosses blocks: a release, an acquire, and the trip of h through L2 and back.
-constexpr double kGridStepNs = 2500;
-// The same with one counter, and for each byte that a block reads of what others wrote.
-constexpr double kExchangeNs = 1300, kExchangedByteNs = 0.0125;
-// Of a multiprocessor, for an m16n8k16 product.
-constexpr double kMmaClocks = 2;
+// Of a step of the grid tier, measured (docs/cuda.md): what blocks need to know that all have
+// published, and for each KiB of h that a block reads, or of partial sums that it reads or writes.
+constexpr double kExchangeNs = 1300, kStatesNs = 12.5, kPartialsNs = 20;
+// The pointwise part there, with barriers; as long as a trip to L2 takes.
+constexpr double kGridPointwiseClocks = 700;
+// A multiprocessor issues so many warps' instructions a clock.
+constexpr int64_t kSchedulers = 4;
 // Bytes that shared memory moves in a clock, and a multiprocessor's part of what L2 and DRAM do.
 constexpr double kBankBytes = 128, kL2Bytes = 32, kDramBytes = 10;
 // Around a step's sum: the exchange between lanes, biases, the cell, loads and stores.
@@ -142,28 +143,49 @@ double exchanged_bytes(const Problem& p, int64_t blocks) {
 Cost grid_cost(const Problem& p, const DeviceProperties& d) {
   const int G = widths(p.cell).gates;
   const GridShape shape = grid_shape(p, d);
-  // Forward, per warp and 32 terms of a sum: G weights and kGridRows values a lane. Backward, per
-  // warp and term: one weight a lane and kGridRows values that all share.
-  const double words = double(math_bytes(p.type)) / 4;
-  const int64_t tiles = ceil_div(p.B, kGridRows), units = shape.units * tiles;
-  const int64_t items = p.backward ? ceil_div(p.H * tiles, 32) : units;
-  const double terms = double(p.backward ? shape.units * G : ceil_div(p.H, 32));
-  const int weights = p.backward ? 1 : G, values = p.backward ? kGridRows / 4 : kGridRows;
-  const double fmas = 32.0 * kGridRows * weights / fma_per_clock(p.type, d);
-  const double clocks = terms * items * (words * (weights + values) + fmas);
-  const double dram = streamed_bytes(p), l2 = dram + exchanged_bytes(p, shape.blocks);
-  const double warps = shape.threads / 32;
-  return {
-      .shared_bytes = terms * items * words * (weights + (p.backward ? values : 0)) * kBankBytes,
-      .l2_bytes = l2,
-      .dram_bytes = dram,
-      .barriers = p.backward ? 3 : 2,
-      .exchanges = 1,
-      .instructions =
-          ceil_div(items, int64_t(warps)) * (terms * (kGridRows * weights + values + weights)) +
-          ceil_div(units, int64_t(warps)) * kPointwiseInstructions +
-          (p.backward ? double(shape.blocks) / 4 : 0),
-      .nanoseconds = clocks / kGigahertz + kGridStepNs + memory_ns(l2, dram, d)};
+  const int64_t warps = shape.threads / 32, pairs = shape.units * p.B;
+  const double words = double(math_bytes(p.type)) / 4, fma = fma_per_clock(p.type, d);
+  // Of the busiest multiprocessor: clocks of its shared memory and of its arithmetic, instructions
+  // of a warp, and how many warps have so many. And what it reads and writes.
+  double shared, fmas, instructions, exchanged;
+  int64_t busy;
+  if (p.backward) {
+    // For 32 sums a lane: its weights, and two runs of gate gradients, which some lanes share.
+    const int64_t items = ceil_div(p.H, 4) * ceil_div(p.B, kGridRows), terms = shape.units * G;
+    const double steps = double(ceil_div(items, 32)) * terms;
+    shared = steps * words * 8;
+    fmas = steps * 32 * 32 / fma;
+    instructions = double(ceil_div(items, shape.threads)) * terms * 35;
+    busy = std::min(ceil_div(items, 32), warps);
+    exchanged = double(p.H + shape.units * shape.blocks) * p.B * math_bytes(p.type);
+  } else {
+    // A tile's weights and values, and for each of its sums three instructions and a shuffle.
+    const int units = std::min(grid_units(G, store_bytes(p.type)), shape.units),
+              run = grid_run(store_bytes(p.type));
+    const int64_t rows = p.B <= 2 ? 2 : kGridRows, sums = units * G * rows;
+    const int64_t chunks = ceil_div(p.H, 32 * run);
+    const int64_t tiles = ceil_div(shape.units, units) * ceil_div(p.B, kGridRows);
+    const int64_t work = tiles * chunks, share = ceil_div(work, warps);
+    busy = std::min(work, warps);
+    const int64_t slots = tiles + busy - 1;
+    shared = work * double(units * G + rows) * run * store_bytes(p.type) / 4 + double(slots * sums);
+    fmas = work * double(sums) * run * 32 / fma;
+    instructions = double(share) * (sums * run + 30) + ceil_div(slots, busy) * sums * 4.0;
+    exchanged = double(p.B) * p.H * store_bytes(p.type);
+  }
+  const int64_t rounds = ceil_div(pairs, shape.threads), pieces = ceil_div(p.H, shape.piece);
+  const double clocks = std::max({shared, fmas, instructions * ceil_div(busy, kSchedulers)}) +
+                        kGridPointwiseClocks * (rounds + (p.backward ? 0 : pieces - 1));
+  const double dram = streamed_bytes(p);
+  return {.shared_bytes = shared * kBankBytes,
+          .l2_bytes = dram + exchanged_bytes(p, shape.blocks),
+          .dram_bytes = dram,
+          .barriers = p.backward ? 4 : static_cast<int>(2 + 2 * pieces),
+          .exchanges = 1,
+          .instructions = instructions + kPointwiseInstructions * rounds,
+          .nanoseconds = clocks / kGigahertz + kExchangeNs +
+                         (p.backward ? kPartialsNs : kStatesNs) * exchanged / 1024 +
+                         memory_ns(dram, dram, d)};
 }
 
 Cost mma_cost(const Problem& p, const DeviceProperties& d) {
@@ -194,10 +216,10 @@ Cost mma_cost(const Problem& p, const DeviceProperties& d) {
           .dram_bytes = dram,
           .barriers = (exchanges ? 2 : 1) + split + (!p.backward && exchanges && shape.groups > 1),
           .exchanges = exchanges ? 1 : 0,
-          .instructions = products / warps * 4 + pairs * kPointwiseInstructions,
-          .nanoseconds = rounds * clocks / kGigahertz +
-                         (exchanges ? kExchangeNs + exchanged * kExchangedByteNs : 0) +
-                         memory_ns(l2 - exchanged * shape.blocks * sets, dram, d)};
+          .instructions = double(products) * 4 + kPointwiseInstructions +
+                          (p.backward ? double(shape.blocks) * 2 : 0),
+          .nanoseconds = rounds * (clocks + kBlockStepClocks) / kGigahertz +
+                         (exchanges ? kExchangeNs : 0) + memory_ns(l2, dram, d)};
 }
 
 Cost stepwise_cost(const Problem& p, const DeviceProperties& d) {
@@ -252,15 +274,47 @@ GridShape grid_shape(const Problem& p, const DeviceProperties& d) {
   const int64_t most = std::max<int64_t>(d.multiprocessors / p.directions, 1);
   const int64_t G = widths(p.cell).gates, units = std::max<int64_t>(ceil_div(p.H, most), 1);
   const int64_t blocks = ceil_div(p.H, units), tiles = ceil_div(p.B, kGridRows);
-  const int64_t weights = ceil_div(units * G * p.H * store_bytes(p.type), 16) * 16;
-  return {
-      .units = static_cast<int>(units),
-      .blocks = static_cast<int>(blocks),
-      .threads = static_cast<int>(
-          std::clamp<int64_t>(units * tiles * 32, 128, grid_threads(store_bytes(p.type)))),
-      .shared_forward = weights + 2 * units * p.B * math_bytes(p.type),
-      .shared_backward = weights + units * (G * tiles * kGridRows + 2 * p.B) * math_bytes(p.type),
-      .partials = 2 * p.directions * blocks * blocks * p.B * units};
+  const int64_t stored = store_bytes(p.type), math = math_bytes(p.type);
+  const int64_t width = ceil_div(p.H, kGridColumns) * kGridColumns, pairs = units * p.B;
+  const int64_t most_threads = grid_threads(store_bytes(p.type), p.backward);
+  const auto threads = [&](int64_t wanted) {
+    return std::clamp<int64_t>(ceil_div(wanted, 32) * 32, 128, most_threads);
+  };
+  GridShape shape{.units = static_cast<int>(units),
+                  .blocks = static_cast<int>(blocks),
+                  .threads = 0,
+                  .piece = static_cast<int>(width),
+                  .sources = 1,
+                  .shared = units * G * width * stored,
+                  .partials = 0};
+  const auto room = [&] { return std::max<int64_t>(d.shared_per_block_optin - shape.shared, 0); };
+  if (p.backward) {
+    const int64_t padded = tiles * kGridRows, runs = std::max<int64_t>(units * padded / 4, 1);
+    const int64_t sources = ceil_div(blocks, kGridInFlight);
+    shape.threads = static_cast<int>(threads(std::max(ceil_div(p.H, 4) * tiles, runs * sources)));
+    shape.shared += (units * G * padded + 2 * pairs) * math;
+    const int64_t fit = std::min<int64_t>(shape.threads / runs, room() / (runs * 4 * math));
+    shape.sources = static_cast<int>(std::clamp<int64_t>(fit, 1, sources));
+    shape.shared += shape.sources * runs * 4 * math;
+    shape.partials = 2 * p.directions * blocks * width * padded;
+  } else {
+    const int64_t together =
+        std::min<int64_t>(units, grid_units(static_cast<int>(G), store_bytes(p.type)));
+    const int64_t chunk = 32 * grid_run(store_bytes(p.type));
+    const int64_t all = ceil_div(units, together) * tiles;
+    shape.threads = static_cast<int>(threads(std::max(32 * all * ceil_div(width, chunk), pairs)));
+    const int64_t slots = all + shape.threads / 32, rows = std::min<int64_t>(p.B, kGridRows);
+    shape.shared += (slots * together * G * rows + (G + 1) * units + 2 * pairs) * math;
+    // Of h what there is room for, in equal pieces; too little of it takes too many trips.
+    const int64_t row_bytes = std::max<int64_t>(p.B * stored * kGridColumns, 1);
+    const int64_t fit = std::max<int64_t>(room() / row_bytes, 4) * kGridColumns;
+    const int64_t pieces = ceil_div(width, fit);
+    shape.piece = static_cast<int>(
+        ceil_div(std::max<int64_t>(width, 1), std::max<int64_t>(pieces, 1) * kGridColumns) *
+        kGridColumns);
+    shape.shared += shape.piece * p.B * stored;
+  }
+  return shape;
 }
 
 template <int kTiles>
@@ -323,7 +377,7 @@ bool supports(Tier tier, const Problem& p, const DeviceProperties& d) {
   if (tier == Tier::Grid) {
     const GridShape shape = grid_shape(p, d);
     return d.cooperative_launch && shape.blocks * p.directions <= d.multiprocessors &&
-           std::max(shape.shared_forward, shape.shared_backward) <= d.shared_per_block_optin;
+           shape.shared <= d.shared_per_block_optin;
   }
   const BlockShape shape = block_shape(p, d);
   return shape.threads <= block_threads(shape.size) && shape.shared <= d.shared_per_block_optin;

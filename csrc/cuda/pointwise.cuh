@@ -18,6 +18,8 @@ SEQKERN_DEVICE T* as(void* p) {
   return static_cast<T*>(p);
 }
 
+SEQKERN_DEVICE bool on_16_bytes(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
+
 // An array needs one element even where a cell saves nothing.
 template <class C>
 inline constexpr int kSavedValues = C::kSaved > 0 ? C::kSaved : 1;

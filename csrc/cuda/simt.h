@@ -209,6 +209,10 @@ __device__ __forceinline__ void cp_async(void* shared, const void* global, int v
                  : "memory");
   }
 #else
+  if (kBytes == 16 && valid == 16) {
+    *static_cast<uint4*>(shared) = *static_cast<const uint4*>(global);
+    return;
+  }
   for (int i = 0; i < kBytes; ++i) {
     static_cast<char*>(shared)[i] = i < valid ? static_cast<const char*>(global)[i] : 0;
   }

@@ -63,16 +63,15 @@ int64_t largest_mma(const Gpu& gpu, Cell cell, bool backwards) {
 
 int main() {
   const Expected expected[] = {
-      // All of W_hh in registers, or what they leave in shared memory.
-      {kT4, problem(Cell::Lstm, Type::F32, 16, 96), Tier::Block},
-      {kT4, problem(Cell::Lstm, Type::F32, 16, 128), Tier::Grid},
-      {kRtx4090, problem(Cell::Lstm, Type::F32, 16, 112), Tier::Block},
-      {kRtx4090, problem(Cell::Lstm, Type::F32, 16, 128), Tier::Grid},
-      {kA100, problem(Cell::Lstm, Type::F32, 16, 128), Tier::Block},
-      {kH100, problem(Cell::Lstm, Type::F32, 16, 128), Tier::Block},
-      {kT4, problem(Cell::Gru, Type::F32, 16, 128), Tier::Block},
-      {kT4, problem(Cell::RnnTanh, Type::F32, 16, 128), Tier::Block},
-      {kH100, backward(problem(Cell::Lstm, Type::F32, 16, 128)), Tier::Block},
+      // 4 * 64 * 64 floats are 64 KiB: with h beside them more than a T4's block may have.
+      {kT4, problem(Cell::Lstm, Type::F32, 16, 64), Tier::Grid},
+      {kA100, problem(Cell::Lstm, Type::F32, 16, 64), Tier::Block},
+      {kRtx4090, problem(Cell::Lstm, Type::F32, 16, 64), Tier::Block},
+      {kH100, problem(Cell::Lstm, Type::F32, 16, 64), Tier::Block},
+      {kT4, problem(Cell::Lstm, Type::F32, 16, 56), Tier::Block},
+      {kT4, problem(Cell::RnnTanh, Type::F32, 16, 64), Tier::Block},
+      {kH100, problem(Cell::Gru, Type::F32, 16, 96), Tier::Block},
+      {kRtx4090, problem(Cell::Gru, Type::F32, 16, 96), Tier::Grid},
       // Double the bytes.
       {kH100, problem(Cell::Lstm, Type::F64, 16, 64), Tier::Block},
       {kA100, problem(Cell::Lstm, Type::F64, 16, 96), Tier::Grid},
@@ -81,9 +80,10 @@ int main() {
       {kH100, problem(Cell::RnnRelu, Type::F32, 16, 129), Tier::Grid},
       // Many rounds of blocks lose to products that use the whole device.
       {kA100, problem(Cell::Lstm, Type::F32, 16384, 96), Tier::Stepwise},
-      // Blocks that share the units: each of an A100's takes 10 of 1024, 160 KiB of weights, which
-      // leaves 3 KiB for the gate gradients of 40 and the states of 10.
-      {kA100, problem(Cell::Lstm, Type::F32, 4, 1024), Tier::Grid},
+      // Blocks that share the units: each of an A100's takes 9 of 928, 131 KiB of weights, and h is
+      // 15 KiB. Of 1024 it takes 10, 160 KiB, and h in 2 KiB pieces, a trip to L2 for each.
+      {kA100, problem(Cell::Lstm, Type::F32, 4, 928), Tier::Grid},
+      {kA100, problem(Cell::Lstm, Type::F32, 4, 1024), Tier::Stepwise},
       {kA100, problem(Cell::Lstm, Type::F32, 16, 1024), Tier::Stepwise},
       // Tensor cores: one block to H 128 or so, then many.
       {kA100, problem(Cell::Lstm, Type::BF16, 16, 96), Tier::Mma},
@@ -96,6 +96,8 @@ int main() {
       {kA100, backward(problem(Cell::Gru, Type::F16, 16, 96)), Tier::Mma},
       {kH100, problem(Cell::Lstm, Type::F32, 16, 1024), Tier::Grid},
       {kH100, problem(Cell::Lstm, Type::F32, 4, 2048), Tier::Stepwise},
+      {kH100, problem(Cell::Lstm, Type::F32, 64, 512), Tier::Grid},
+      {kH100, backward(problem(Cell::Lstm, Type::F32, 16, 768)), Tier::Grid},
       // Two directions have half the blocks each.
       {kH100, problem(Cell::Lstm, Type::F32, 16, 1024, 2), Tier::Stepwise},
       {kH100, problem(Cell::Gru, Type::F32, 16, 512, 2), Tier::Grid},
@@ -137,6 +139,8 @@ int main() {
                 CHECK(int64_t{g.blocks} * g.units >= H && int64_t{g.blocks - 1} * g.units < H,
                       "%s: %d blocks of %d units for H %d", gpu.name, g.blocks, g.units, int(H));
                 CHECK(g.threads % 32 == 0, "%d threads", g.threads);
+                CHECK(g.piece % kGridColumns == 0 && g.piece > 0 && g.sources == 1,
+                      "%s: pieces of %d, %d sources", gpu.name, g.piece, g.sources);
               }
               if (plan.tier == Tier::Mma) {
                 const MmaShape& m = plan.mma;
@@ -215,6 +219,20 @@ int main() {
       }
     }
   }
+
+  // h in as few pieces as there is room for, and partial sums summed by as many threads.
+  const auto grid = [](Cell cell, int64_t B, int64_t H, bool backwards) {
+    Problem p = problem(cell, Type::F32, B, H);
+    p.backward = backwards;
+    CHECK(supports(Tier::Grid, p, kA100.properties), "H %d", int(H));
+    return grid_shape(p, kA100.properties);
+  };
+  CHECK(grid(Cell::Lstm, 16, 768, false).piece == 768, "all of h");
+  CHECK(grid(Cell::Lstm, 64, 512, false).piece == 256, "128 KiB of h beside 40 of weights");
+  CHECK(grid(Cell::Gru, 4, 1180, false).piece < 1184, "153 KiB of weights");
+  CHECK(grid(Cell::Lstm, 16, 512, true).sources == 13, "103 blocks, 8 at a time");
+  CHECK(grid(Cell::Lstm, 64, 512, true).sources == 6, "512 threads for 80 runs of rows");
+  CHECK(grid(Cell::Lstm, 4, 1024, true).sources < 12, "160 KiB of weights");
 
   // What tests force comes back, or is refused.
   const Problem small = problem(Cell::Lstm, Type::F32, 4, 32);

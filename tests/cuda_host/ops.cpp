@@ -95,17 +95,14 @@ bool supports(std::string tier, std::string cell, std::string type, int64_t B, i
   TORCH_CHECK(false, "no tier '", tier, "'");
 }
 
-// A launch of the block tier on the modelled device: rows of a block, the size that the kernel is
-// for, and the bytes of shared memory.
-std::tuple<int64_t, int64_t, int64_t> block_shape(std::string cell, std::string type, int64_t B,
-                                                  int64_t H, int64_t D, bool backward) {
+cuda::Problem problem_of(const std::string& cell, const std::string& type, int64_t B, int64_t H,
+                         int64_t D, bool backward) {
   cuda::Problem problem = problem_of(cell, type);
   problem.B = B;
   problem.H = problem.K = H;
   problem.directions = static_cast<int>(D);
   problem.backward = backward;
-  const cuda::BlockShape s = cuda::block_shape(problem, cuda::device_properties(0));
-  return {s.rows, s.size, s.shared};
+  return problem;
 }
 
 // A launch of the tensor-core kernels on the modelled device: blocks of a direction and 16 rows,
@@ -113,13 +110,19 @@ std::tuple<int64_t, int64_t, int64_t> block_shape(std::string cell, std::string 
 std::tuple<int64_t, int64_t, int64_t, int64_t> mma_shape(std::string cell, std::string type,
                                                          int64_t B, int64_t H, int64_t D,
                                                          bool backward) {
-  cuda::Problem problem = problem_of(cell, type);
-  problem.B = B;
-  problem.H = problem.K = H;
-  problem.directions = static_cast<int>(D);
-  problem.backward = backward;
-  const cuda::MmaShape s = cuda::mma_shape(problem, cuda::device_properties(0));
+  const cuda::MmaShape s =
+      cuda::mma_shape(problem_of(cell, type, B, H, D, backward), cuda::device_properties(0));
   return {s.blocks, s.groups, s.splits, s.fragments};
+}
+
+// Of the grid tier: blocks of a direction, units of a block, columns of h that a block has in
+// shared memory, threads that share the sum of what blocks sent.
+std::tuple<int64_t, int64_t, int64_t, int64_t> grid_shape(std::string cell, std::string type,
+                                                          int64_t B, int64_t H, int64_t D,
+                                                          bool backward) {
+  const cuda::GridShape s =
+      cuda::grid_shape(problem_of(cell, type, B, H, D, backward), cuda::device_properties(0));
+  return {s.blocks, s.units, s.piece, s.sources};
 }
 
 // A tier's name or "", and rows of a chunk or 0, for the planner's choice.
@@ -135,6 +138,7 @@ TORCH_LIBRARY(seqkern_cuda_host, m) {
   m.def("supports", &supports);
   m.def("block_shape", &block_shape);
   m.def("mma_shape", &mma_shape);
+  m.def("grid_shape", &grid_shape);
   m.def("force_plan", &force_plan);
 }
 

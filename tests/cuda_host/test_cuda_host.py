@@ -160,6 +160,33 @@ def test_mma_paths(path, kind):
             check_schedules(c, "bf16", "mma", schedules=("greedy", "random 1"))
 
 
+# What a launch of the grid kernels can look like: multiprocessors, shared memory, H, and then
+# blocks of a direction, units of a block, columns of h forward, and backward the threads that share
+# the sum of what blocks sent.
+GRID_PATHS = {
+    "one unit a block": (40, 0, 40, 40, 1, 40, 5),
+    "tiles of units, the last not full": (12, 0, 35, 12, 3, 40, 2),
+    "one tile, shared by warps": (45, 0, 133, 45, 3, 136, 6),
+    "warps that share tiles": (44, 0, 264, 44, 6, 264, 6),
+    "pieces of h": (8, 8000, 40, 8, 5, 24, 1),
+    "pieces of h without vectors": (8, 8000, 39, 8, 5, 24, 1),
+}
+
+
+@pytest.mark.parametrize("kind", CELLS)
+@pytest.mark.parametrize("path", GRID_PATHS)
+def test_grid_paths(path, kind):
+    multiprocessors, shared, H, blocks, units, piece, sources = GRID_PATHS[path]
+    with device(80, multiprocessors, shared):
+        forward, backward = (host.grid_shape(kind, "f32", 9, H, 1, b) for b in (False, True))
+        # A cell of fewer gates leaves more room.
+        assert forward[:2] == (blocks, units) and (forward[2] == piece or kind != "lstm")
+        assert backward == (blocks, units, backward[2], sources)
+        for sizes in ({"T": 3, "B": 9}, {"batch_sizes": (9, 8, 1)}):
+            c = case(kind, I=3, H=H, seed=2, **sizes)
+            check_schedules(c, "f32", "grid", schedules=("greedy", "random 1"))
+
+
 @pytest.mark.parametrize("H", (1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 64, 70))
 @pytest.mark.parametrize(("tier", "kind"), TIERS_OF_KINDS)
 def test_sizes(tier, kind, H):

@@ -275,7 +275,8 @@ SEQKERN_DEVICE void block_forward(const Both<Forward>& args) {
         for (int g = 0; g < G; ++g) in.x[g] += bias[g];
         if constexpr (C::kRecurrentBias) q[G - 1] += bias[G];
         const int64_t row = chunk.base + (in.row + r);
-        const T rounded = from_float<T>(forward_unit<C, T>(a, row, unit, in.x, q, h, c));
+        const T rounded =
+            from_float<T>(forward_unit<C, T>(a, row, int64_t{0}, int64_t{unit}, in.x, q, h, c));
         as<T>(a.output)[row * a.ldo + unit] = rounded;
         h = to_float(rounded);
       }
@@ -326,7 +327,7 @@ SEQKERN_DEVICE void block_backward(const Both<Backward>& args) {
     const Chunk::At at = chunk.at(i);
     Input in{at.row, at.rows, {}};
     const Step s{chunk.base + at.row, at.rows, chunk.base + at.before, at.continued};
-    if (active(in)) in.known = read_backward<C, T>(a, s, r, in.row, unit);
+    if (active(in)) in.known = read_backward<C, T>(a, s, in.row, 0, int64_t{r}, int64_t{unit});
     return in;
   };
   Input in = read(0);
@@ -339,8 +340,8 @@ SEQKERN_DEVICE void block_backward(const Both<Backward>& args) {
     if (!idle) {
       A gates[C::kGradGates] = {};
       if (active(in)) {
-        backward_unit<C, T>(a, {chunk.base + in.row, 0, 0, 0}, r, in.row, unit, in.known, grad_h,
-                            grad_state, gates);
+        backward_unit<C, T>(a, chunk.base + in.row, in.row, int64_t{r}, int64_t{unit}, in.known,
+                            grad_h, grad_state, gates);
       }
       if (me.exists) {
 #pragma unroll

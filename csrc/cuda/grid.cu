@@ -251,7 +251,8 @@ SEQKERN_DEVICE void grid_forward(const Both<Forward>& args, const GridMemory& gr
       const int64_t row = s.row + own.r;
       if constexpr (C::kHasCellState) c = own_c[pair];
       add_bias<C>(bias, units, own.u, own.x, q);
-      const T rounded = from_float<T>(forward_unit<C, T>(a, row, unit, own.x, q, own_h[pair], c));
+      const T rounded = from_float<T>(
+          forward_unit<C, T>(a, row, int64_t{0}, int64_t{unit}, own.x, q, own_h[pair], c));
       as<T>(a.output)[row * a.ldo + unit] = rounded;
       own_h[pair] = to_float(rounded);
       if constexpr (C::kHasCellState) own_c[pair] = c;
@@ -374,9 +375,10 @@ SEQKERN_DEVICE void grid_backward(const Both<Backward>& args, const GridMemory& 
     const Step s = step_at(a.steps, a.steps.reverse ? a.steps.begin + i : a.steps.end - 1 - i);
     const int active = static_cast<int>(s.rows);
     const auto read = [&](int pair) {
-      return pair < active * units ? read_backward<C, T>(a, s, pair / units, s.row - part.base,
-                                                         part.first_unit + pair % units)
-                                   : BackwardInput<C, T>{};
+      return pair < active * units
+                 ? read_backward<C, T>(a, s, s.row - part.base, 0, int64_t{pair / units},
+                                       int64_t{part.first_unit + pair % units})
+                 : BackwardInput<C, T>{};
     };
     auto in = read(threadIdx.x);  // on its way while the others are waited for
     if (i > 0) receive(i - 1, before);
@@ -386,8 +388,8 @@ SEQKERN_DEVICE void grid_backward(const Both<Backward>& args, const GridMemory& 
       if (r < active) {
         A gates[C::kGradGates] = {}, state{};
         if constexpr (kCarries) state = grad_state[pair];
-        backward_unit<C, T>(a, s, r, s.row - part.base, part.first_unit + u, in, grad_h[pair],
-                            state, gates);
+        backward_unit<C, T>(a, s.row, s.row - part.base, int64_t{r}, int64_t{part.first_unit + u},
+                            in, grad_h[pair], state, gates);
         if constexpr (kCarries) grad_state[pair] = state;
 #pragma unroll
         for (int g = 0; g < G; ++g) {

@@ -41,19 +41,19 @@ constexpr double kLaunchNs = 2500, kProductNs = 4000;
 // Of a step that stays in a block: two trips through shared memory, the exchange in the quad, the
 // cell's functions, the barrier.
 constexpr double kBlockStepClocks = 400;
-// Of a step of the grid tier, measured (docs/cuda.md): what blocks need to know that all have
+// Of a step that crosses blocks, measured (docs/cuda.md): what blocks need to know that all have
 // published, and for each KiB of h that a block reads, or of partial sums that it reads or writes.
 constexpr double kExchangeNs = 1300, kStatesNs = 12.5, kPartialsNs = 20;
+// Of a multiprocessor, for an m16n8k16 product.
+constexpr double kMmaClocks = 2;
 // The pointwise part there, with barriers; as long as a trip to L2 takes.
 constexpr double kGridPointwiseClocks = 700;
-// A multiprocessor issues so many warps' instructions a clock.
-constexpr int64_t kSchedulers = 4;
 // Bytes that shared memory moves in a clock, and a multiprocessor's part of what L2 and DRAM do.
 constexpr double kBankBytes = 128, kL2Bytes = 32, kDramBytes = 10;
 // Around a step's sum: the exchange between lanes, biases, the cell, loads and stores.
 constexpr double kPointwiseInstructions = 150;
 // Of a multiprocessor, each of which issues an instruction of a warp in a clock.
-constexpr int kSchedulers = 4;
+constexpr int64_t kSchedulers = 4;
 // At most, of a thread of the block tier.
 constexpr int kBlockRegisters = 168;
 // Share of the peak that a product of one step reaches.
@@ -216,10 +216,10 @@ Cost mma_cost(const Problem& p, const DeviceProperties& d) {
           .dram_bytes = dram,
           .barriers = (exchanges ? 2 : 1) + split + (!p.backward && exchanges && shape.groups > 1),
           .exchanges = exchanges ? 1 : 0,
-          .instructions = double(products) * 4 + kPointwiseInstructions +
-                          (p.backward ? double(shape.blocks) * 2 : 0),
-          .nanoseconds = rounds * (clocks + kBlockStepClocks) / kGigahertz +
-                         (exchanges ? kExchangeNs : 0) + memory_ns(l2, dram, d)};
+          .instructions = products / warps * 4 + pairs * kPointwiseInstructions,
+          .nanoseconds = rounds * clocks / kGigahertz +
+                         (exchanges ? kExchangeNs + exchanged / 1024 * kStatesNs : 0) +
+                         memory_ns(l2 - exchanged * shape.blocks * sets, dram, d)};
 }
 
 Cost stepwise_cost(const Problem& p, const DeviceProperties& d) {

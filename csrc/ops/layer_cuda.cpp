@@ -133,25 +133,21 @@ Tensor pack_bias(const Run& run) {
   return packed;
 }
 
-// What blocks that wait for each other need: counters, or flags, and room for what they exchange.
+// What blocks that wait for each other need: counters, and room for what they exchange.
 struct Exchange {
-  Tensor flags, memory;
+  Tensor counters, memory;
 
   Exchange(const Run& run, bool backward) {
     const cuda::Plan& plan = run.plan;
-    // Of a direction: one counter, or a flag for each block.
-    const int64_t flags_each = plan.tier == cuda::Tier::Grid  ? 1
-                               : plan.tier == cuda::Tier::Mma ? plan.mma.blocks * plan.mma.row_tiles
-                                                              : 0;
-    flags = at::empty({run.s.D * flags_each}, run.storage.dtype(at::kInt));
-    if (backward && flags_each > 0) {
-      partials =
-          run.empty({plan.tier == cuda::Tier::Grid ? plan.grid.partials : plan.mma.partials});
-    }
+    const bool grid = plan.tier == cuda::Tier::Grid, mma = plan.tier == cuda::Tier::Mma;
+    const int64_t of_direction = grid ? 1 : mma ? plan.mma.row_tiles : 0;
+    counters = at::empty({run.s.D * of_direction}, run.storage.dtype(at::kInt));
+    if (mma) memory = at::zeros({plan.mma.exchange}, run.storage);
+    if (grid && backward) memory = run.empty({plan.grid.partials});
   }
-  uint32_t* zeroed_flags() const {
-    flags.zero_();
-    return static_cast<uint32_t*>(data(flags));
+  uint32_t* zeroed_counters() const {
+    counters.zero_();
+    return static_cast<uint32_t*>(data(counters));
   }
 };
 
@@ -252,10 +248,10 @@ ForwardResult forward_cuda(const Layer& s, const Tensor& input, const Tensor& h_
         cuda::launch_block_forward(s.cell, run.type, run.plan.block, args, run.stream);
       } else if (run.plan.tier == cuda::Tier::Grid) {
         cuda::launch_grid_forward(s.cell, run.type, run.plan.grid, args,
-                                  {exchange.zeroed_flags(), nullptr, 0, 0, 0}, run.stream);
+                                  {exchange.zeroed_counters(), nullptr, 0, 0, 0}, run.stream);
       } else {
         cuda::launch_mma_forward(s.cell, run.type, run.plan.mma, args,
-                                 {exchange.zeroed_flags(), data(exchange.memory), 0, 0, 0},
+                                 {exchange.zeroed_counters(), data(exchange.memory), 0, 0, 0},
                                  run.stream);
       }
     }
@@ -450,11 +446,11 @@ BackwardResult backward_cuda(const Layer& s, const BackwardInputs& in) {
       cuda::launch_block_backward(s.cell, run.type, run.plan.block, args, run.stream);
     } else if (run.plan.tier == cuda::Tier::Grid) {
       cuda::launch_grid_backward(s.cell, run.type, run.plan.grid, args,
-                                 {exchange.zeroed_flags(), data(exchange.partials), 0, 0, 0},
+                                 {exchange.zeroed_counters(), data(exchange.memory), 0, 0, 0},
                                  run.stream);
     } else {
       cuda::launch_mma_backward(s.cell, run.type, run.plan.mma, args,
-                                {exchange.zeroed_flags(), data(exchange.memory), 0, 0, 0},
+                                {exchange.zeroed_counters(), data(exchange.memory), 0, 0, 0},
                                 run.stream);
     }
 

@@ -43,7 +43,7 @@ template <class A>
 struct Functions;
 template <>
 struct Functions<float> {
-  static SEQKERN_CELL float sigmoid(float x) { return __fdividef(1.f, 1.f + expf(-x)); }
+  static SEQKERN_CELL float sigmoid(float x) { return divide(1.f, 1.f + expf(-x)); }
   static SEQKERN_CELL float tanh(float x) {
     const float a = fabsf(x), s = a * a;
     // a + a^3 times a minimax polynomial in a^2, where the difference below would cancel.
@@ -53,8 +53,17 @@ struct Functions<float> {
     p = p * s + 0.1333195865f;
     p = p * s - 0.3333329856f;
     const float small = p * s * a + a;
-    const float large = 1.f - __fdividef(2.f, expf(2.f * a) + 1.f);
+    const float large = 1.f - divide(2.f, expf(2.f * a) + 1.f);
     return copysignf(a < 0.6f ? small : large, x);  // NaN takes the latter
+  }
+
+ private:
+  static SEQKERN_CELL float divide(float x, float y) {
+#if defined(__CUDA_ARCH__)
+    return __fdividef(x, y);
+#else
+    return x / y;
+#endif
   }
 };
 template <>

@@ -275,8 +275,6 @@ T __ldg(const T* pointer) {
 }
 inline unsigned __float_as_uint(float x) { return std::bit_cast<unsigned>(x); }
 inline float __uint_as_float(unsigned x) { return std::bit_cast<float>(x); }
-// With the zero that CUDA's gives for a large divisor.
-inline float __fdividef(float x, float y) { return std::fabs(y) > 0x1p126f ? x * 0.f : x / y; }
 
 namespace seqkern::cuda {
 

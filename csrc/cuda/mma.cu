@@ -122,7 +122,7 @@ SEQKERN_DEVICE void multiply(float (&sums)[kTiles][4], const uint4& weights, con
   }
 }
 
-template <class C, class T, bool kSplit>
+template <class C, class T, int kTiles, bool kSplit>
 SEQKERN_DEVICE void forward_in(const Both<Forward>& args, const MmaMemory& m) {
   using Here = Place<Forward, kTiles, kSplit>;
   constexpr int G = C::kGates, kGateTiles = (G + 1) / 2, kSums = kGateTiles * kTiles * 4;

@@ -171,7 +171,8 @@ int main() {
     CHECK(make_plan(projected, d).tier == Tier::Stepwise, "%s: projection", gpu.name);
   }
 
-  // Shared memory has W_hh where registers do not, and two buffers of values for all rows.
+  // Shared memory has W_hh where registers do not, whole terms of 16 lanes' sums at least, and two
+  // buffers of values for all rows.
   for (const Cell cell : {Cell::Lstm, Cell::Gru, Cell::RnnTanh}) {
     for (int64_t H : {1, 40, 48, 49, 96, 97, 128}) {
       for (int64_t B : {1, 200, 1000}) {
@@ -185,7 +186,7 @@ int main() {
           const int64_t values = 2 * (backwards ? G : 1) * H * b.rows * 4;
           CHECK(b.rows == (B == 1 ? 1 : B == 200 ? 2 : 4), "B %d: %d rows", int(B), b.rows);
           CHECK(b.shared >= rest + values, "H %d: %d bytes", int(H), int(b.shared));
-          CHECK(b.shared < rest * 3 / 2 + 2 * values + 16 * KiB, "H %d: %d bytes", int(H),
+          CHECK(b.shared < rest * 3 / 2 + 2 * values + 32 * KiB, "H %d: %d bytes", int(H),
                 int(b.shared));
         }
       }

@@ -113,7 +113,7 @@ MUTATIONS = [
         "block: the GRU's b_hn outside of what the reset gate multiplies",
         "cuda/block.cu",
         "q[G - 1] += bias[G];",
-        "x[G - 1] += bias[G];",
+        "in.x[G - 1] += bias[G];",
         "block",
     ),
     Mutation(

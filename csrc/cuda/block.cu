@@ -69,7 +69,7 @@ template <class C, class T, int kRows, int kSize, int kOutputs>
 class Product {
   using A = Math<T>;
   static constexpr int kWeights =
-      block_held(std::is_same_v<T, float>, kSize, C::kGates) * C::kGates / kOutputs;
+      block_held(std::is_same_v<T, double>, kSize, C::kGates) * C::kGates / kOutputs;
   static constexpr int kHeld = kWeights * kRows / kBlockPairs;
   static constexpr bool kAll = 4 * kWeights * kOutputs == kSize * C::kGates;
   static constexpr int kUnits = Place<kRows>::kUnits, kParts = Place<kRows>::kParts;
@@ -390,22 +390,26 @@ void launch_block(const Variant<Args> (&variants)[N], Cell cell, Type type, cons
 
 }  // namespace
 
-// ---- Kernels: seqkern_CELL_block_PASS_TYPE(arguments), float32's with _rROWS_hSIZE ----
+// ---- Kernels: seqkern_CELL_block_PASS_TYPE_rROWS_hSIZE(arguments) ----
 
 // M(pass, cell's name, cell, type's enumerator, type, rows, size, suffix) for each.
-#define SEQKERN_BLOCK_KERNELS(M, pass, cell, C)     \
-  M(pass, cell, C, F32, float, 1, 48, f32_r1_h48)   \
-  M(pass, cell, C, F32, float, 1, 96, f32_r1_h96)   \
-  M(pass, cell, C, F32, float, 1, 128, f32_r1_h128) \
-  M(pass, cell, C, F32, float, 2, 48, f32_r2_h48)   \
-  M(pass, cell, C, F32, float, 2, 96, f32_r2_h96)   \
-  M(pass, cell, C, F32, float, 2, 128, f32_r2_h128) \
-  M(pass, cell, C, F32, float, 4, 48, f32_r4_h48)   \
-  M(pass, cell, C, F32, float, 4, 96, f32_r4_h96)   \
-  M(pass, cell, C, F32, float, 4, 128, f32_r4_h128) \
-  M(pass, cell, C, F64, double, 4, 128, f64)        \
-  M(pass, cell, C, BF16, bf16, 4, 128, bf16)        \
-  M(pass, cell, C, F16, f16, 4, 128, f16)
+#define SEQKERN_BLOCK_KERNELS(M, pass, cell, C)      \
+  M(pass, cell, C, F32, float, 1, 48, f32_r1_h48)    \
+  M(pass, cell, C, F32, float, 1, 96, f32_r1_h96)    \
+  M(pass, cell, C, F32, float, 1, 128, f32_r1_h128)  \
+  M(pass, cell, C, F32, float, 2, 48, f32_r2_h48)    \
+  M(pass, cell, C, F32, float, 2, 96, f32_r2_h96)    \
+  M(pass, cell, C, F32, float, 2, 128, f32_r2_h128)  \
+  M(pass, cell, C, F32, float, 4, 48, f32_r4_h48)    \
+  M(pass, cell, C, F32, float, 4, 96, f32_r4_h96)    \
+  M(pass, cell, C, F32, float, 4, 128, f32_r4_h128)  \
+  M(pass, cell, C, BF16, bf16, 1, 48, bf16_r1_h48)   \
+  M(pass, cell, C, BF16, bf16, 1, 96, bf16_r1_h96)   \
+  M(pass, cell, C, BF16, bf16, 1, 128, bf16_r1_h128) \
+  M(pass, cell, C, F16, f16, 1, 48, f16_r1_h48)      \
+  M(pass, cell, C, F16, f16, 1, 96, f16_r1_h96)      \
+  M(pass, cell, C, F16, f16, 1, 128, f16_r1_h128)    \
+  M(pass, cell, C, F64, double, 4, 128, f64_r4_h128)
 #define SEQKERN_KERNEL(pass, Args, C, T, rows, size, name)             \
   extern "C" __global__ void __launch_bounds__(block_threads(size), 1) \
       name(SEQKERN_PARAMETER Both<Args> args) {                        \

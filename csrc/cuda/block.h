@@ -12,14 +12,14 @@ inline constexpr int kBlockUnits = 8;  // hidden units of a warp
 inline constexpr int kBlockPairs = 4;
 SEQKERN_CELL constexpr int block_parts(int rows) { return kBlockPairs * (kBlockPairs / rows); }
 
-// float32's kernels are for H up to one of these, the others' for the first. The fewer threads a
+// Kernels are for H up to one of these, float64's for the first. The fewer threads a
 // block may have, the more registers each may take: up to 96 all of W_hh lies in them.
 inline constexpr int kBlockLargest = 128, kBlockSizes[] = {kBlockLargest, 96, 48};
 SEQKERN_CELL constexpr int block_threads(int size) { return size * 32 / kBlockUnits; }
 // Weights of a gate that a thread keeps in registers, a multiple of kBlockPairs; a quarter of
 // `size` is all.
-SEQKERN_CELL constexpr int block_held(bool float32, int size, int gates) {
-  if (!float32) return 0;
+SEQKERN_CELL constexpr int block_held(bool float64, int size, int gates) {
+  if (float64) return 0;
   if (size < kBlockLargest) return size / 4;
   return gates == 4 ? 16 : gates == 3 ? 24 : 32;
 }

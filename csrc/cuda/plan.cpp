@@ -36,18 +36,23 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // Guide's table of arithmetic instructions; the rest are round figures. ----
 
 constexpr double kGigahertz = 1.75;
-// A launch and a product of the BLAS, one after the other on a stream.
-constexpr double kLaunchNs = 2500, kProductNs = 4000;
+// Of a step that is launched by itself, measured: what the host needs for a launch and for a
+// product of the BLAS, and how long the device takes from one to the next.
+constexpr double kHostLaunchNs = 6000, kHostProductNs = 9000, kLaunchNs = 2500;
 // Of a step that stays in a block: two trips through shared memory, the exchange in the quad, the
 // cell's functions, the barrier.
 constexpr double kBlockStepClocks = 400;
 // Of a step that crosses blocks, measured (docs/cuda.md): what blocks need to know that all have
 // published, and for each KiB of h that a block reads, or of partial sums that it reads or writes.
 constexpr double kExchangeNs = 1300, kStatesNs = 12.5, kPartialsNs = 20;
-// Of a multiprocessor, for an m16n8k16 product.
-constexpr double kMmaClocks = 2;
+// The tensor cores' kernels, measured: clocks of any step, of a warp's step of 16 terms, and of the
+// pointwise part for a pair of each lane, on one of a multiprocessor's four schedulers.
+struct MmaClocks {
+  double step, terms, pair;
+};
+constexpr MmaClocks kMmaForward{2300, 60, 80}, kMmaBackward{3200, 60, 200};
 // The pointwise part there, with barriers; as long as a trip to L2 takes.
-constexpr double kGridPointwiseClocks = 700;
+constexpr double kGridPointwiseClocks = 1700;
 // Bytes that shared memory moves in a clock, and a multiprocessor's part of what L2 and DRAM do.
 constexpr double kBankBytes = 128, kL2Bytes = 32, kDramBytes = 10;
 // Around a step's sum: the exchange between lanes, biases, the cell, loads and stores.
@@ -91,7 +96,7 @@ int block_outputs(const Problem& p) { return p.backward ? 1 : widths(p.cell).gat
 // Of `shape` its rows and size count.
 int block_held_terms(const Problem& p, const BlockShape& shape) {
   const int G = widths(p.cell).gates;
-  return block_held(p.type == Type::F32, shape.size, G) * (G / block_outputs(p)) * shape.rows /
+  return block_held(p.type == Type::F64, shape.size, G) * (G / block_outputs(p)) * shape.rows /
          kBlockPairs;
 }
 
@@ -202,9 +207,10 @@ Cost mma_cost(const Problem& p, const DeviceProperties& d) {
   const double fragments = double(shape.fragments) * (p.backward ? 256 : 512);
   const double shared = fragments + (p.backward && exchanges ? 0 : crossing);
   const double pairs = std::max<double>(1, double(units) * shape.rows / (32 * warps));
-  const double pointwise = pairs * std::min<double>(warps, 16) / 4 * kPointwiseInstructions;
-  const double clocks =
-      std::max(shared / kBankBytes, products * kMmaClocks) + pointwise + kBlockStepClocks;
+  const MmaClocks& of = p.backward ? kMmaBackward : kMmaForward;
+  const double clocks = std::max(shared / kBankBytes, steps / shape.splits * of.terms) +
+                        pairs * std::max<double>(warps / double(kSchedulers), 1) * of.pair +
+                        of.step;
   const int64_t sets = int64_t{shape.row_tiles} * p.directions;
   const int64_t rounds = exchanges ? 1 : ceil_div(sets, d.multiprocessors);
   const double dram = streamed_bytes(p);
@@ -234,14 +240,15 @@ Cost stepwise_cost(const Problem& p, const DeviceProperties& d) {
       2.0 * p.B * p.directions * p.H * ((p.backward ? 1 : G) + 1) * math_bytes(p.type);
   const double l2 = streamed_bytes(p) + weights + pointwise;
   const double dram = streamed_bytes(p) + (weights > d.l2_bytes ? weights : 0);
-  return {
-      .shared_bytes = 0,
-      .l2_bytes = l2,
-      .dram_bytes = dram,
-      .barriers = 0,
-      .exchanges = 1 + p.directions,
-      .instructions = 0,
-      .nanoseconds = kLaunchNs + p.directions * kProductNs + fmas / rate + memory_ns(l2, dram, d)};
+  return {.shared_bytes = 0,
+          .l2_bytes = l2,
+          .dram_bytes = dram,
+          .barriers = 0,
+          .exchanges = 1 + p.directions,
+          .instructions = 0,
+          .nanoseconds =
+              std::max(kHostLaunchNs + p.directions * kHostProductNs,
+                       (1 + p.directions) * kLaunchNs + fmas / rate + memory_ns(l2, dram, d))};
 }
 
 }  // namespace
@@ -253,9 +260,11 @@ const char* name(Tier tier) {
 
 BlockShape block_shape(const Problem& p, const DeviceProperties& d) {
   BlockShape shape{.rows = kBlockPairs, .size = kBlockLargest, .threads = 0, .shared = 0};
-  if (p.type == Type::F32) {
+  if (p.type != Type::F64) {
+    // Large batches of 16-bit types are the tensor cores'.
     for (const int rows : {2, 1}) {
-      if (ceil_div(p.B, rows) * p.directions <= d.multiprocessors) shape.rows = rows;
+      const bool fits = ceil_div(p.B, rows) * p.directions <= d.multiprocessors;
+      if (p.type != Type::F32 ? rows == 1 : fits) shape.rows = rows;
     }
     for (const int size : kBlockSizes) {
       if (p.H <= size) shape.size = size;
@@ -352,7 +361,8 @@ MmaShape mma_shape(const Problem& p, const DeviceProperties& d) {
                     .blocks = static_cast<int>(blocks),
                     .row_tiles = static_cast<int>(row_tiles),
                     .fragments = static_cast<int>(fragments),
-                    .shared = fragments * fragment_bytes + here * crossing + sums * 32 * 4,
+                    .shared = std::max<int64_t>(
+                        fragments * fragment_bytes + here * crossing + sums * 32 * 4, 128),
                     .exchange = blocks > 1 ? 2 * sets * steps * 16 * rows : 0};
   };
   // Few rows a block while there are multiprocessors for all of them: each has less to do.
@@ -396,7 +406,9 @@ Cost predict(Tier tier, const Problem& p, const DeviceProperties& d) {
   }
 }
 
-Plan make_plan(const Problem& p, const DeviceProperties& d) {
+Plan make_plan(const Problem& problem, const DeviceProperties& d) {
+  Problem p = problem;
+  p.B = std::max<int64_t>(p.B, 1);  // of an empty batch nothing runs
   Plan plan{.tier = Tier::Stepwise,
             .chunk_rows = 0,
             .block = block_shape(p, d),

@@ -105,14 +105,24 @@ cuda::Problem problem_of(const std::string& cell, const std::string& type, int64
   return problem;
 }
 
-// A launch of the tensor-core kernels on the modelled device: blocks of a direction and 16 rows,
-// groups, splits, and the fragments of W_hh that registers do not hold.
-std::tuple<int64_t, int64_t, int64_t, int64_t> mma_shape(std::string cell, std::string type,
-                                                         int64_t B, int64_t H, int64_t D,
-                                                         bool backward) {
+// A launch of the block tier on the modelled device: rows of a block, the size that the kernel is
+// for, and the bytes of shared memory.
+std::tuple<int64_t, int64_t, int64_t> block_shape(std::string cell, std::string type, int64_t B,
+                                                  int64_t H, int64_t D, bool backward) {
+  const cuda::BlockShape s =
+      cuda::block_shape(problem_of(cell, type, B, H, D, backward), cuda::device_properties(0));
+  return {s.rows, s.size, s.shared};
+}
+
+// Of the tensor-core kernels: rows of a block, blocks of a direction and these rows, groups,
+// splits, and the fragments of W_hh that registers do not hold.
+std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t> mma_shape(std::string cell,
+                                                                  std::string type, int64_t B,
+                                                                  int64_t H, int64_t D,
+                                                                  bool backward) {
   const cuda::MmaShape s =
       cuda::mma_shape(problem_of(cell, type, B, H, D, backward), cuda::device_properties(0));
-  return {s.blocks, s.groups, s.splits, s.fragments};
+  return {s.rows, s.blocks, s.groups, s.splits, s.fragments};
 }
 
 // Of the grid tier: blocks of a direction, units of a block, columns of h that a block has in

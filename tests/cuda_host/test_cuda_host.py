@@ -130,31 +130,35 @@ def test_block_kernels(kind, H, size, rows, multiprocessors):
             check_schedules(c, "f32", "block", schedules=("greedy", "random 1"))
 
 
-# What a launch of the tensor-core kernels can look like: multiprocessors, H, and then blocks of a
-# direction, groups and splits, and whether some of W_hh lies in shared memory, forward and backward.
+# What a launch of the tensor-core kernels can look like: multiprocessors, B, H, and then of the LSTM
+# forward and backward the rows of a block, blocks, groups, splits, and whether shared memory has to
+# hold fragments of W_hh.
 MMA_PATHS = {
-    "one block, one warp a group": (8, 70, 1, 9, 1, {"forward": True, "backward": True}),
-    "one block, a short sum": (8, 9, 1, 2, 1, {"forward": False, "backward": True}),
-    "one block, splits": (8, 40, 1, 5, 2, {"forward": False, "backward": True}),
-    "blocks of one group": (17, 136, 17, 1, 8, {"forward": False, "backward": False}),
-    "blocks of some groups": (6, 136, 6, 3, 4, {"forward": False, "backward": True}),
-    "blocks with a long sum": (3, 144, 3, 6, 2, {"forward": True, "backward": True}),
-    "blocks, one warp a group": (2, 144, 2, 9, 1, {"forward": True, "backward": True}),
-    "blocks without vectors": (6, 133, 6, 3, 4, {"forward": False, "backward": True}),
+    "one block, 8 rows": (8, 9, 70, (8, 1, 9, 1, False), (8, 1, 9, 1, False)),
+    "one block, 8 rows, fragments": (8, 5, 128, (8, 1, 16, 1, True), (8, 1, 16, 1, True)),
+    "one block, 8 rows, splits": (8, 9, 40, (8, 1, 5, 2, False), (8, 1, 5, 2, False)),
+    "one block, 16 rows": (1, 9, 70, (16, 1, 9, 1, True), (16, 1, 9, 1, True)),
+    "one block, 16 rows, splits": (1, 17, 40, (16, 1, 5, 2, False), (16, 1, 5, 2, False)),
+    "one block, a short sum": (1, 9, 9, (16, 1, 2, 1, False), (16, 1, 2, 4, False)),
+    "blocks of one group": (17, 9, 136, (16, 17, 1, 8, False), (16, 17, 1, 16, False)),
+    "blocks of one group, 8 rows": (17, 5, 136, (8, 17, 1, 8, False), (8, 17, 1, 16, False)),
+    "blocks of some groups": (6, 9, 133, (16, 6, 3, 4, False), (16, 6, 3, 4, False)),
+    "blocks with a long sum": (3, 9, 144, (16, 3, 6, 2, True), (16, 3, 6, 2, True)),
+    "blocks with a long sum, 8 rows": (6, 5, 272, (8, 6, 6, 2, True), (8, 6, 6, 2, True)),
+    "blocks, one warp a group": (2, 9, 144, (16, 2, 9, 1, True), (16, 2, 9, 1, True)),
+    "blocks, one warp a group, 8 rows": (2, 5, 144, (8, 2, 9, 1, True), (8, 2, 9, 1, True)),
 }
 
 
 @pytest.mark.parametrize("kind", CELLS)
 @pytest.mark.parametrize("path", MMA_PATHS)
 def test_mma_paths(path, kind):
-    multiprocessors, H, blocks, groups, splits, shared = MMA_PATHS[path]
+    multiprocessors, B, H, *expected = MMA_PATHS[path]
     with device(80, multiprocessors):
-        for name in shared:
-            shape = host.mma_shape(kind, "bf16", 9, H, 1, name == "backward")
-            assert shape[:3] == (blocks, groups, splits)
-            # A cell of one gate has fewer fragments.
-            assert (shape[3] > 0) == shared[name] or kind.startswith("rnn")
-        for sizes in ({"T": 3, "B": 9}, {"batch_sizes": (9, 8, 1)}):
+        for backward in (False, True):
+            *shape, fragments = host.mma_shape("lstm", "bf16", B, H, 1, backward)
+            assert (*shape, fragments > 0) == expected[backward]
+        for sizes in ({"T": 3, "B": B}, {"batch_sizes": (B, B - 1, 1)}):
             # A seed without a sum that rounding moves past relu's kink.
             c = case(kind, I=3, H=H, seed=2, **sizes)
             check_schedules(c, "bf16", "mma", schedules=("greedy", "random 1"))
@@ -255,11 +259,11 @@ def off_by_one(t: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize(("tier", "kind"), TIERS_OF_KINDS)
 def test_odd_addresses(tier, kind):
-    with device(80, 6, 8 << 10 if tier == "mma" else 0):
-        c = case(kind, T=3, B=5, I=8, H=32, D=1)
+    with device(80, 6):
+        c = case(kind, T=3, B=5, I=8, H=136 if tier == "mma" else 32, D=1)
         type = TYPES_OF_TIERS[tier][0]
         if tier == "mma":
-            assert host.mma_shape(kind, type, c.B, c.H, c.D, False)[0] > 1
+            assert host.mma_shape(kind, type, c.B, c.H, c.D, False)[1] > 1
         arguments = c.arguments(TYPES[type])
         with running("random 1", tier):
             plain = gradients(lambda *t: c.call(functional, *t), arguments)
@@ -382,9 +386,9 @@ def test_small_layers(tier, kind, type):
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_mma_of_several_blocks(cell):
-    """Where one block's shared memory is too small for W_hh, blocks exchange h."""
-    c = Case(cell, I=2, H=48, batch_sizes=(5, 4, 4, 1))
-    with device(80, 6, 8 << 10):
+    """Where one block has too few threads for all units, blocks exchange h."""
+    c = Case(cell, I=2, H=136, batch_sizes=(5, 4, 4, 1))
+    with device(80, 6):
         host.take_counts()
         check_schedules(c, "bf16", "mma")
         assert host.take_counts()[1] > 0

@@ -68,8 +68,7 @@ SEQKERN_DEVICE A exchange(const A (&sums)[kBlockPairs], int part) {
 template <class C, class T, int kRows, int kSize, int kOutputs>
 class Product {
   using A = Math<T>;
-  static constexpr int kWeights =
-      block_held(std::is_same_v<T, double>, kSize, C::kGates) * C::kGates / kOutputs;
+  static constexpr int kWeights = block_held(sizeof(T), kSize, C::kGates) * C::kGates / kOutputs;
   static constexpr int kHeld = kWeights * kRows / kBlockPairs;
   static constexpr bool kAll = 4 * kWeights * kOutputs == kSize * C::kGates;
   static constexpr int kUnits = Place<kRows>::kUnits, kParts = Place<kRows>::kParts;

@@ -18,10 +18,10 @@ inline constexpr int kBlockLargest = 128, kBlockSizes[] = {kBlockLargest, 96, 48
 SEQKERN_CELL constexpr int block_threads(int size) { return size * 32 / kBlockUnits; }
 // Weights of a gate that a thread keeps in registers, a multiple of kBlockPairs; a quarter of
 // `size` is all.
-SEQKERN_CELL constexpr int block_held(bool float64, int size, int gates) {
-  if (float64) return 0;
+SEQKERN_CELL constexpr int block_held(int element_size, int size, int gates) {
+  if (element_size == 8) return 0;
   if (size < kBlockLargest) return size / 4;
-  return gates == 4 ? 16 : gates == 3 ? 24 : 32;
+  return gates == 4 ? 16 : gates == 3 ? (element_size == 4 ? 24 : 20) : 32;
 }
 
 // Terms whose weights lie side by side in shared memory: 4 weights make one load.

@@ -12,11 +12,9 @@ inline constexpr int kMmaThreads = 512;  // of a block, at most
 // of 16 x 16 values, backward of 16 x 8. kTiles: sets of 8 rows of a block; kSplit: whether warps
 // share sums.
 template <int kTiles, bool kSplit>
-inline constexpr int kMmaHeldForward = kTiles == 1 ? 12
-                                       : kSplit    ? 8
-                                                   : 4;
+inline constexpr int kMmaHeldForward = kTiles == 1 ? 6 : (kSplit ? 4 : 2);
 template <int kTiles, bool kSplit>
-inline constexpr int kMmaHeldBackward = kTiles == 1 ? 24 : kSplit ? 16 : 8;
+inline constexpr int kMmaHeldBackward = kTiles == 1 ? 20 : (kSplit ? 12 : 8);
 
 struct MmaShape {
   int rows;          // of the batch in a block: 8 or 16

@@ -96,7 +96,7 @@ int block_outputs(const Problem& p) { return p.backward ? 1 : widths(p.cell).gat
 // Of `shape` its rows and size count.
 int block_held_terms(const Problem& p, const BlockShape& shape) {
   const int G = widths(p.cell).gates;
-  return block_held(p.type == Type::F64, shape.size, G) * (G / block_outputs(p)) * shape.rows /
+  return block_held(store_bytes(p.type), shape.size, G) * (G / block_outputs(p)) * shape.rows /
          kBlockPairs;
 }
 

@@ -184,7 +184,7 @@ int main() {
           p.backward = backwards;
           const BlockShape b = block_shape(p, kH100.properties);
           const int64_t G = cell == Cell::Lstm ? 4 : cell == Cell::Gru ? 3 : 1;
-          const int64_t held = block_held(false, b.size, int(G)) * 4;
+          const int64_t held = block_held(4, b.size, int(G)) * 4;
           const int64_t rest = std::max<int64_t>(H - held, 0) * G * H * 4;
           const int64_t values = 2 * (backwards ? G : 1) * H * b.rows * 4;
           CHECK(b.rows == (B == 1 ? 1 : B == 200 ? 2 : 4), "B %d: %d rows", int(B), b.rows);

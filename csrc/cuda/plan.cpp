@@ -45,14 +45,15 @@ constexpr double kBlockStepClocks = 400;
 // Of a step that crosses blocks, measured (docs/cuda.md): what blocks need to know that all have
 // published, and for each KiB of h that a block reads, or of partial sums that it reads or writes.
 constexpr double kExchangeNs = 1300, kStatesNs = 12.5, kPartialsNs = 20;
-// The tensor cores' kernels, measured: clocks of any step, of a warp's step of 16 terms, and of the
-// pointwise part for a pair of each lane, on one of a multiprocessor's four schedulers.
-struct MmaClocks {
-  double step, terms, pair;
-};
-constexpr MmaClocks kMmaForward{2300, 60, 80}, kMmaBackward{3200, 60, 200};
-// The pointwise part there, with barriers; as long as a trip to L2 takes.
+// The grid tier's pointwise part, with its barriers and trips to L2; measured.
 constexpr double kGridPointwiseClocks = 1700;
+// The tensor cores' kernels, measured: clocks of any step, what one takes more where a block has
+// all units, of a warp's step of 16 terms, and of the pointwise part for a pair of each lane, on
+// one of a multiprocessor's four schedulers.
+struct MmaClocks {
+  double step, alone, terms, pair;
+};
+constexpr MmaClocks kMmaForward{2300, 0, 60, 80}, kMmaBackward{2200, 1500, 60, 200};
 // Bytes that shared memory moves in a clock, and a multiprocessor's part of what L2 and DRAM do.
 constexpr double kBankBytes = 128, kL2Bytes = 32, kDramBytes = 10;
 // Around a step's sum: the exchange between lanes, biases, the cell, loads and stores.
@@ -210,7 +211,7 @@ Cost mma_cost(const Problem& p, const DeviceProperties& d) {
   const MmaClocks& of = p.backward ? kMmaBackward : kMmaForward;
   const double clocks = std::max(shared / kBankBytes, steps / shape.splits * of.terms) +
                         pairs * std::max<double>(warps / double(kSchedulers), 1) * of.pair +
-                        of.step;
+                        of.step + (exchanges ? 0 : of.alone);
   const int64_t sets = int64_t{shape.row_tiles} * p.directions;
   const int64_t rounds = exchanges ? 1 : ceil_div(sets, d.multiprocessors);
   const double dram = streamed_bytes(p);

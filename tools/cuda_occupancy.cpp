@@ -53,7 +53,7 @@ Launch launch_of(const std::string& kernel, const DeviceProperties& d) {
   const bool forward = kernel.find("forward") != std::string::npos;
   const Tier tier = block ? Tier::Block : mma ? Tier::Mma : Tier::Grid;
   int size = INT_MAX;
-  if (block && p.type == Type::F32) {
+  if (block) {
     int rows = 0;
     if (std::sscanf(kernel.c_str() + kernel.rfind("_r"), "_r%d_h%d", &rows, &size) != 2) return {};
     p.B = int64_t{rows} * d.multiprocessors;  // with fewer rows the blocks would be too many
@@ -243,9 +243,8 @@ void print_shape(const Problem& p, const Gpu& gpu, Tier tier) {
   if (!supports(tier, p, d)) throw std::runtime_error("a shape that the tier does not support");
   const char* const pass = p.backward ? "backward" : "forward";
   const BlockShape b = block_shape(p, d);
-  const bool sized = tier == Tier::Block && p.type == Type::F32;
   const std::string suffix =
-      sized ? "_r" + std::to_string(b.rows) + "_h" + std::to_string(b.size) : "";
+      tier == Tier::Block ? "_r" + std::to_string(b.rows) + "_h" + std::to_string(b.size) : "";
   std::printf("| `%s_%s_%s_%s%s` | %s, B %d, H %d, D %d | ", kCells[int(p.cell)], name(tier), pass,
               kTypes[int(p.type)], suffix.c_str(), gpu.name, int(p.B), int(p.H), p.directions);
   if (tier == Tier::Block) {
@@ -266,10 +265,9 @@ void print_shape(const Problem& p, const Gpu& gpu, Tier tier) {
 
 void print_shapes() {
   std::printf(
-      "| kernel | for | grid | threads | bytes of shared memory | `counters`, `flags` | `partials` "
-      "| set by "
-      "the "
-      "launch |\n|---|---|---|---|---|---|---|---|\n");
+      "| kernel | for | grid | threads | bytes of shared memory | `counters` | `partials`, "
+      "`exchange` "
+      "| set by the launch |\n|---|---|---|---|---|---|---|---|\n");
   for (const bool backward : {false, true}) {
     const auto problem = [&](Cell cell, Type type, int64_t B, int64_t H, int directions) {
       return Problem{cell, type, B, H, H, directions, false, backward};

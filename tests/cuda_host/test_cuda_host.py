@@ -134,7 +134,7 @@ def test_block_kernels(kind, H, size, rows, multiprocessors):
 # forward and backward the rows of a block, blocks, groups, splits, and whether shared memory has to
 # hold fragments of W_hh.
 MMA_PATHS = {
-    "one block, 8 rows": (8, 9, 70, (8, 1, 9, 1, False), (8, 1, 9, 1, False)),
+    "one block, 8 rows": (8, 9, 70, (8, 1, 9, 1, True), (8, 1, 9, 1, False)),
     "one block, 8 rows, fragments": (8, 5, 128, (8, 1, 16, 1, True), (8, 1, 16, 1, True)),
     "one block, 8 rows, splits": (8, 9, 40, (8, 1, 5, 2, False), (8, 1, 5, 2, False)),
     "one block, 16 rows": (1, 9, 70, (16, 1, 9, 1, True), (16, 1, 9, 1, True)),
@@ -142,7 +142,7 @@ MMA_PATHS = {
     "one block, a short sum": (1, 9, 9, (16, 1, 2, 1, False), (16, 1, 2, 4, False)),
     "blocks of one group": (17, 9, 136, (16, 17, 1, 8, False), (16, 17, 1, 16, False)),
     "blocks of one group, 8 rows": (17, 5, 136, (8, 17, 1, 8, False), (8, 17, 1, 16, False)),
-    "blocks of some groups": (6, 9, 133, (16, 6, 3, 4, False), (16, 6, 3, 4, False)),
+    "blocks of some groups": (6, 9, 133, (16, 6, 3, 4, True), (16, 6, 3, 4, False)),
     "blocks with a long sum": (3, 9, 144, (16, 3, 6, 2, True), (16, 3, 6, 2, True)),
     "blocks with a long sum, 8 rows": (6, 5, 272, (8, 6, 6, 2, True), (8, 6, 6, 2, True)),
     "blocks, one warp a group": (2, 9, 144, (16, 2, 9, 1, True), (16, 2, 9, 1, True)),

@@ -25,8 +25,8 @@
 //
 // Rules that the host enforces or relies on:
 //   - no __shared__, <<<>>>, inline PTX, volatile spin loop, __constant__ or static local in
-//     kernels; no __threadfence: flags are published by store_release, which orders what its thread
-//     (and, after __syncthreads, its block) wrote before;
+//     kernels; no __threadfence: add_release and store_release publish, which order what their
+//     thread (and, after __syncthreads, its block) wrote before;
 //   - shuffles, votes and mma order no memory; __syncwarp and __syncthreads do;
 //   - all threads of a block meet at the same __syncthreads, all lanes of a mask at the same
 //     shuffle; threads may have returned before a __syncthreads, lanes not before a shuffle;

@@ -215,7 +215,14 @@ int main() {
         const int64_t warps = int64_t{m.groups} * m.splits, per_step = backwards ? 1 : 2;
         const int64_t steps = backwards ? ((H + 7) / 8 * 3 + 1) / 2 : (H + 15) / 16;
         const int64_t all = warps * per_step * ((steps + m.splits - 1) / m.splits);
-        CHECK(m.fragments <= all && m.fragments >= all - 24 * warps, "H %d: %d of %d fragments",
+        const bool split = m.splits > 1, few = m.rows == 8;
+        const int held = backwards ? few     ? kMmaHeldBackward<1, true>
+                                     : split ? kMmaHeldBackward<2, true>
+                                             : kMmaHeldBackward<2, false>
+                         : few     ? kMmaHeldForward<1, true>
+                         : split   ? kMmaHeldForward<2, true>
+                                   : kMmaHeldForward<2, false>;
+        CHECK(m.fragments == std::max<int64_t>(all - held * warps, 0), "H %d: %d of %d fragments",
               int(H), m.fragments, int(all));
         CHECK(m.shared >= m.fragments * (backwards ? 256 : 512), "H %d: %d bytes", int(H),
               int(m.shared));

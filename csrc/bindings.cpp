@@ -127,6 +127,7 @@ seqkern::ops::BackwardResult layer_grad(Cell cell, const at::Tensor& batch_sizes
   py::list args;
   args.append(seqkern::ops::cell_info(cell).name);
   args.append(in.needs_input_grad);
+  args.append(in.needs_h_0_grad);
   args.append(in.needs_params_grad);
   for (const at::Tensor* tensor : {&batch_sizes, &in.output, &in.gates, &in.cells, &in.grad_output,
                                    &in.grad_h_n, &in.grad_c_n, &in.input, &in.h_0, &in.c_0}) {

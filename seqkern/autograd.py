@@ -65,10 +65,12 @@ class Layer(_Function):
     @staticmethod
     def backward(ctx, grad_output, grad_h_n, grad_c_n, _grad_gates, _grad_cells):
         batch_sizes, input, h_0, c_0, output, gates, cells, *params = ctx.saved_tensors
-        needs_input, needs_params = ctx.needs_input_grad[3], any(ctx.needs_input_grad[6:])
+        needs_input, needs_h_0, _, *of_params = ctx.needs_input_grad[3:]
+        needs_params = any(of_params)
         grad_input, grad_h_0, grad_c_0, *grad_params = _gradients(
             ctx.cell,
             needs_input,
+            needs_h_0,
             needs_params,
             batch_sizes,
             output,
@@ -87,7 +89,7 @@ class Layer(_Function):
             None,
             None,
             grad_input if needs_input else None,
-            grad_h_0,
+            grad_h_0 if needs_h_0 else None,
             None if c_0 is None else grad_c_0,
             *(grad_params if needs_params else [None] * len(params)),
         )
@@ -112,6 +114,7 @@ class LayerGrad(_Function):
     def forward(
         cell,
         needs_input,
+        needs_h_0,
         needs_params,
         batch_sizes,
         output,
@@ -138,6 +141,7 @@ class LayerGrad(_Function):
             gates,
             cells,
             needs_input,
+            needs_h_0,
             needs_params,
             False,
         )
@@ -145,7 +149,9 @@ class LayerGrad(_Function):
 
     @staticmethod
     def setup_context(ctx, inputs, outputs):
-        ctx.cell, ctx.needs_input, ctx.needs_params, batch_sizes, _, _, _, *operands = inputs
+        cell, *needs, batch_sizes, _, _, _ = inputs[:8]
+        operands = inputs[8:]
+        ctx.cell, (ctx.needs_input, ctx.needs_h_0, ctx.needs_params) = cell, needs
         ctx.save_for_backward(batch_sizes, *operands)
 
     @staticmethod
@@ -168,13 +174,14 @@ class LayerGrad(_Function):
             returned."""
             grad_input, grad_h_0, grad_c_0, *grad_params = gradients
             grads = [grad_input] if ctx.needs_input else []
-            grads += [grad_h_0] if operands[5] is None else [grad_h_0, grad_c_0]
+            grads += [grad_h_0] if ctx.needs_h_0 else []
+            grads += [] if operands[5] is None else [grad_c_0]
             return (*grads, *grad_params) if ctx.needs_params else tuple(grads)
 
         with torch.autocast(operands[0].device.type, enabled=False):
             _, pull_back = torch.func.vjp(first_order, *_present(operands))
             second_order = pull_back(wanted(cotangents))
-        return (None,) * 7 + tuple(_fill(operands, second_order))
+        return (None,) * 8 + tuple(_fill(operands, second_order))
 
 
 def _present(tensors):

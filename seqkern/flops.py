@@ -15,13 +15,16 @@ def _forward(input, batch_sizes, h_0, c_0, params, *rest, out_shape=None) -> int
 
 
 def _backward(*arguments, out_shape=None) -> int:
-    """The gradients of the states; of the weights; of the input, by the w_ih of the directions."""
+    """The gradients of the states, h_0 among them or not; of the weights; of the input, by the w_ih
+    of the directions."""
     input, batch_sizes, h_0, _, params = arguments[3:8]
-    needs_input_grad, needs_params_grad = arguments[11:13]
-    inputs = sum(p[0] * p[1] for p in params[:: len(params) // h_0[0]])
+    needs_input_grad, needs_h_0_grad, needs_params_grad = arguments[11:14]
+    each = len(params) // h_0[0]
+    inputs, recurrent = _weights(params[::each]), _weights(params[1::each])
     weights = _weights(params)
     wanted = weights - inputs + needs_input_grad * inputs + needs_params_grad * weights
-    return 2 * _rows(input, batch_sizes) * wanted
+    unwanted = 0 if needs_h_0_grad else h_0[1] * recurrent
+    return 2 * (_rows(input, batch_sizes) * wanted - unwanted)
 
 
 def _step(input, *rest, out_shape=None) -> int:

@@ -90,6 +90,7 @@ def _fake_backward(cell: str):
         gates,
         cells,
         needs_input_grad,
+        needs_h_0_grad,
         needs_params_grad,
         step_grads,
     ):
@@ -98,7 +99,7 @@ def _fake_backward(cell: str):
         step_h = (h_0.size(0), rows, h_0.size(2))
         return (
             empty(input.shape if needs_input_grad else (0,)),
-            empty(h_0.shape),
+            empty(h_0.shape if needs_h_0_grad else (0,)),
             empty((0,) if c_0 is None else c_0.shape),
             [empty(p.shape) for p in params] if needs_params_grad else [],
             empty(step_h if step_grads else (0,)),
@@ -228,11 +229,12 @@ def _vmap_backward(cell: str):
         gates,
         cells,
         needs_input_grad,
+        needs_h_0_grad,
         needs_params_grad,
         step_grads,
     ):
         n = info.batch_size
-        flags = (needs_input_grad, needs_params_grad, step_grads)
+        flags = (needs_input_grad, needs_h_0_grad, needs_params_grad, step_grads)
         shared = all(d is None for d in _dims(params, in_dims[7]))
         if batch_sizes is not None or not shared or needs_params_grad:
             tensors = (grad_output, grad_h_n, grad_c_n, input, batch_sizes, h_0, c_0)

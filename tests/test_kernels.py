@@ -259,7 +259,7 @@ def test_step_gradients(capability, kind, sizes, save):
     results = ops.FORWARD[c.cell](*tensors, save)
     grads = [torch.randn_like(t) if t.numel() else None for t in results[:3]]
     *_, step_h, step_c = ops.BACKWARD[c.cell](
-        *grads, *tensors, results[0], *results[3:], False, False, True
+        *grads, *tensors, results[0], *results[3:], False, False, False, True
     )
     expected = stepwise_gradients(c, tensors, grads)
     check(step_h, expected[0], expected[0], "step_grad_h")
@@ -289,7 +289,7 @@ def test_states_alone_are_enough(capability, kind, dtype, sizes):
         assert save == "gates" or results[3].shape == (0,)
         ones = [torch.ones_like(t) if t.numel() else None for t in results[:3]]
         *some, params, _, _ = ops.BACKWARD[c.cell](
-            *ones, *tensors, results[0], *results[3:], True, True, False
+            *ones, *tensors, results[0], *results[3:], True, True, True, False
         )
         grads[save] = [*some, *params]
     for a, b in zip(*grads.values(), strict=True):
@@ -297,10 +297,12 @@ def test_states_alone_are_enough(capability, kind, dtype, sizes):
 
 
 @pytest.mark.parametrize(
-    "needs_input, needs_params", list(itertools.product((True, False), repeat=2)), ids=str
+    "needs_input, needs_h_0, needs_params",
+    list(itertools.product((True, False), repeat=3)),
+    ids=str,
 )
 @pytest.mark.parametrize("cell", CELLS)
-def test_backward_returns_what_is_asked(capability, cell, needs_input, needs_params):
+def test_backward_returns_what_is_asked(capability, cell, needs_input, needs_h_0, needs_params):
     c = Case(cell, T=3, B=2, I=5, H=9)
     input, _, h_0, c_0, params, _ = op_arguments(c)
     output, h_n, c_n, gates, cells = ops.FORWARD[cell](input, None, h_0, c_0, params, "gates")
@@ -310,13 +312,14 @@ def test_backward_returns_what_is_asked(capability, cell, needs_input, needs_par
         None if c_0 is None else torch.ones_like(c_n),
     )
     saved = (input, None, h_0, c_0, params, output, gates, cells)
-    everything = ops.BACKWARD[cell](*grads, *saved, True, True, False)
-    some = ops.BACKWARD[cell](*grads, *saved, needs_input, needs_params, False)
-    assert torch.equal(some[1], everything[1]) and torch.equal(some[2], everything[2])
-    if needs_input:
-        assert torch.equal(some[0], everything[0])
-    else:
-        assert some[0].shape == (0,)
+    everything = ops.BACKWARD[cell](*grads, *saved, True, True, True, False)
+    some = ops.BACKWARD[cell](*grads, *saved, needs_input, needs_h_0, needs_params, False)
+    assert torch.equal(some[2], everything[2])
+    for i, needed in enumerate((needs_input, needs_h_0)):
+        if needed:
+            assert torch.equal(some[i], everything[i])
+        else:
+            assert some[i].shape == (0,)
     assert len(some[3]) == (len(params) if needs_params else 0)
     for a, b in zip(some[3], everything[3], strict=False):
         assert torch.equal(a, b)
@@ -406,7 +409,7 @@ def test_opcheck(cell, direction, sizes):
         return
     output, h_n, c_n, gates, cells = ops.FORWARD[cell](*arguments)
     grads = (output, h_n, None if cell != "lstm" else c_n)
-    for flags in ((True, True, False), (False, False, True)):
+    for flags in ((True, True, True, False), (False, False, False, True)):
         torch.library.opcheck(
             ops.BACKWARD[cell], (*grads, *arguments[:-1], output, gates, cells, *flags)
         )

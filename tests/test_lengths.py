@@ -370,7 +370,7 @@ def test_opcheck_rows_left_over(cell, sizes):
         torch.library.opcheck(ops.FORWARD[cell], (*arguments, "gates"))
     torch.library.opcheck(ops.FORWARD[cell], (*arguments, "none"))
     grads = (output, h_n, c_n if cell == "lstm" else None)
-    for flags in ((True, True, False), (False, False, True)):
+    for flags in ((True, True, True, False), (False, False, False, True)):
         arguments_back = (*grads, *arguments, output, gates, cells, *flags)
         torch.library.opcheck(ops.BACKWARD[cell], arguments_back)
 

@@ -741,15 +741,16 @@ def test_subclass_of_both():
     assert Own(3, 4)(randn(5, 2, 3))[0].shape == (5, 2, 4)
 
 
+@pytest.mark.parametrize("learned", (True, False), ids=("hx learned", "hx given"))
 @pytest.mark.parametrize("grad", (True, False), ids=("training", "inference"))
 @pytest.mark.parametrize("kind, args, kwargs", FORMS)
-def test_flops_are_counted(kind, args, kwargs, grad):
+def test_flops_are_counted(kind, args, kwargs, grad, learned):
     """As torch counts them where its layers are made of products, as those in float64 are."""
     counts = []
     for namespace in (seqkern, nn):
         module = getattr(namespace, kind)(*args, **kwargs).double()
         x = _x(module).double().requires_grad_(grad)
-        hx = tree_map(lambda s: s.double().requires_grad_(grad), state(module))
+        hx = tree_map(lambda s: s.double().requires_grad_(grad and learned), state(module))
         with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(grad):
             results = module(x, hx)
             if grad:

@@ -60,17 +60,29 @@ SEQKERN_INLINE void for_tiles(int64_t begin, int64_t end, int64_t most, Multiply
   }
 }
 
-// With a packed panel, for the rows of a.
+// With a packed panel, for the rows of a. Meanwhile the panel to be read next comes from the third
+// cache into the second, by parts, with each of the first tiles: the tiles that follow read the
+// panel that they have from the second, so that the third would be idle. (One tile alone would
+// wait.)
 template <class T, int Vectors, class Epilogue>
 SEQKERN_INLINE void for_tiles(int64_t begin, int64_t end, const T* a, int64_t lda, const T* panel,
-                              int64_t k, Epilogue&& epilogue) {
+                              const T* next, int64_t k, Epilogue&& epilogue) {
   using A = Arithmetic<T>;
+  using O = Operand<T>;
   constexpr int64_t kTerms = kOperandTerms<T>;
+  const int64_t most = max_rows(Vectors), n = k / kTerms;
+  const int64_t vectors = end - begin <= most ? 0 : end - begin <= most * (Vectors - 1) ? 2 : 1;
+  const O* ahead = operands(next);
+  const O* const last = ahead + n * Vectors * kLanesOf<T>;
   for_tiles<T, Vectors>(
-      begin, end, max_rows(Vectors),
+      begin, end, most,
       [&](int64_t first, int rows, A* out) {
-        product_for<A, Vectors, Operand<T>>(rows)(out, operands(a + first * lda), lda / kTerms,
-                                                  operands(panel), k / kTerms);
+        const bool more = vectors > 0 && ahead < last;
+        const auto product = !more          ? product_for<A, Vectors, O>(rows)
+                             : vectors == 1 ? product_for<A, Vectors, O, 1>(rows)
+                                            : product_for<A, Vectors, O, 2>(rows);
+        product(out, operands(a + first * lda), lda / kTerms, operands(panel), n, false, ahead);
+        ahead += n * vectors * kLanesOf<T>;
       },
       epilogue);
 }
@@ -102,15 +114,16 @@ SEQKERN_INLINE Range intersection(Range a, Range b) {
 struct Part {
   const Worker& worker;
 
-  // Calls f(p, rows) for what this thread does of a step's rows with n panels. Split rows: each
-  // panel for the thread's share of the batch, so that a row stays with its thread. Split units:
-  // whole panels, and some rows of those that are shared.
+  // Calls f(p, next, rows) for what this thread does of a step's rows with n panels, and the panel
+  // that follows, maybe in the next step. Split rows: each panel for the thread's share of the
+  // batch, so that a row stays with its thread. Split units: whole panels, and some rows of those
+  // that are shared.
   template <class F>
   SEQKERN_INLINE void deal(int64_t n, int64_t batch, int64_t rows, F&& f) const {
     const int index = worker.index, count = worker.count;
     if (worker.split_rows) {
       const Range mine = intersection(share(batch, index, count), {0, rows});
-      for (int64_t p = 0; p < n; ++p) f(p, mine);
+      for (int64_t p = 0; p < n; ++p) f(p, p + 1 < n ? p + 1 : 0, mine);
       return;
     }
     const int64_t left = panels_shared_by_rows(n, rows, count), whole = n - left;
@@ -118,18 +131,97 @@ struct Part {
     int64_t p = mine.begin, item = items.begin;
     while (p < mine.end || item < items.end) {
       if (p < mine.end) {
-        f(p++, Range{0, rows});
+        f(p, p + 1 < mine.end ? p + 1 : mine.begin, Range{0, rows});
+        ++p;
       } else {
         const int64_t skipped = item / rows;
         const Range some =
             intersection({0, rows}, {item - skipped * rows, items.end - skipped * rows});
-        f(whole + skipped, some);
+        f(whole + skipped, mine.begin, some);
         item += some.end - some.begin;
       }
     }
   }
   SEQKERN_INLINE void wait() const {
-    if (!worker.split_rows) worker.barrier->wait(worker.count);
+    if (!worker.split_rows) worker.barrier->wait(worker.index, worker.count);
+  }
+};
+
+// The recurrent products of a step, begun before the other threads have arrived at the barrier
+// before it. A step of few rows takes little longer than a barrier, so a thread multiplies with
+// what it made itself, of its own units, while it waits for those of the others. Segments: how many
+// terms a panel has for each unit, `units` apart.
+template <class T, int Vectors, int Segments>
+struct EarlyProducts {
+  using A = Arithmetic<T>;
+  static constexpr int64_t kWidth = Vectors * kLanesOf<T>, kMost = 2048;
+  // Of weights to a thread: with more the products take long enough, and reading each panel in two
+  // parts is slower.
+  static constexpr int64_t kMostBytes = 512 * 1024;
+
+  const Worker& worker;
+  const T* const panels;
+  const int64_t units, count;
+  const Range mine, own;  // panels and units
+  bool pending = false;
+  uint32_t arrival = 0;
+  alignas(64) A sums[kMost];
+
+  SEQKERN_INLINE EarlyProducts(const Worker& worker, const T* panels, int64_t units,
+                               int64_t units_of_panel)
+      : worker(worker),
+        panels(panels),
+        units(units),
+        count(ceil_div(units, units_of_panel)),
+        mine(share(count, worker.index, worker.count)),
+        own(intersection({0, units}, {mine.begin * units_of_panel, mine.end * units_of_panel})) {}
+
+  // Whether steps of so many rows, before and after a barrier, can do so.
+  SEQKERN_INLINE bool suits(int64_t rows) const {
+    const int64_t width = (mine.end - mine.begin) * kWidth;
+    return !worker.split_rows && worker.count > 1 && rows <= max_rows(Vectors) && width > 0 &&
+           width * rows <= kMost && width * units * Segments * int64_t(sizeof(T)) <= kMostBytes &&
+           panels_shared_by_rows(count, rows, worker.count) == 0;
+  }
+  SEQKERN_INLINE void arrive() {
+    arrival = worker.barrier->arrive(worker.index, worker.count);
+    pending = true;
+  }
+  // Begins the products with a [rows, Segments*units] and waits; before the last of them, which
+  // leaves time to fetch what the others made.
+  SEQKERN_INLINE void begin(int64_t rows, const T* a, int64_t lda) {
+    for (int64_t p = mine.begin; p < mine.end; ++p) {
+      if (p + 1 == mine.end) {
+        worker.barrier->wait_for(worker.index, worker.count, arrival);
+        for (int64_t r = 0; r < rows; ++r) {
+          for (int64_t i = 0; i < units * Segments; i += 64 / sizeof(T)) {
+            __builtin_prefetch(a + r * lda + i);
+          }
+        }
+      }
+      multiply(p, rows, a, lda, own, false);
+    }
+    pending = false;
+  }
+  // The sums of panel p, whole.
+  SEQKERN_INLINE A* end(int64_t p, int64_t rows, const T* a, int64_t lda) {
+    multiply(p, rows, a, lda, {0, own.begin}, true);
+    multiply(p, rows, a, lda, {own.end, units}, true);
+    return sums + (p - mine.begin) * rows * kWidth;
+  }
+
+ private:
+  SEQKERN_INLINE void multiply(int64_t p, int64_t rows, const T* a, int64_t lda, Range terms,
+                               bool add) {
+    constexpr int64_t kTerms = kOperandTerms<T>;
+    if (terms.begin >= terms.end) return;
+    const auto product = product_for<A, Vectors, Operand<T>>(int(rows));
+    for (int64_t segment = 0; segment < Segments; ++segment) {
+      const int64_t first = segment * units + terms.begin;
+      product(sums + (p - mine.begin) * rows * kWidth, operands(a + first), lda / kTerms,
+              operands(panels + (p * units * Segments + first) * kWidth),
+              (terms.end - terms.begin) / kTerms, add || segment > 0, nullptr);
+    }
   }
 };
 
@@ -167,9 +259,12 @@ SEQKERN_INLINE void for_unit_vectors(int64_t p, int64_t units, F&& f) {
 
 // ---------------------------------------------------------------------------------------- forward
 
-template <class C, class T>
-void forward_epilogue(const ForwardArgs<T>& a, const Step& s, int64_t p, int64_t first,
-                      int64_t rows, const Source<Arithmetic<T>>& recurrent) {
+// The gates of `AtOnce` rows, then their states: where those take a tanh that waits for the
+// sigmoids, a processor that looks no more than about two rows ahead finds too little to do
+// meanwhile.
+template <class C, class T, int AtOnce>
+void forward_epilogue_of(const ForwardArgs<T>& a, const Step& s, int64_t p, int64_t first,
+                         int64_t rows, const Source<Arithmetic<T>>& recurrent) {
   using A = Arithmetic<T>;
   using V = Vec<A>;
   constexpr int G = C::kGates, S = C::kSaved;
@@ -177,39 +272,56 @@ void forward_epilogue(const ForwardArgs<T>& a, const Step& s, int64_t p, int64_t
   constexpr bool kRunningH = C::kCarriesGradH && !std::is_same_v<T, A>;
   const int64_t H = a.H, chunk_row = s.row - a.steps.offsets[a.steps.begin];
   for_unit_vectors<A, unit_vectors(G)>(p, H, [&](int64_t unit, int64_t u, auto lanes) {
-    V bias[G + 1];
+    V bias[G + 1], saved[AtOnce][S > 0 ? S : 1];
     for (int g = 0; g <= G; ++g) bias[g] = lanes.get(a.bias + g * H + unit);
-    for (int64_t i = 0; i < rows; ++i) {
-      const int64_t r = first + i, row = chunk_row + r;
-      V x[G], q[G], saved[S > 0 ? S : 1], c{}, h_prev{};
-      for (int g = 0; g < G; ++g) {
-        x[g] = lanes.get(a.x + row * a.ldx + g * H + unit) + bias[g];
-        q[g] = lanes.get(recurrent.at(i, u, g));
-      }
-      if constexpr (C::kRecurrentBias) q[G - 1] += bias[G];
-      if constexpr (kRunningH) {
-        h_prev = lanes.get(a.h + r * H + unit);
-      } else if constexpr (C::kCarriesGradH) {
-        h_prev = lanes.get((r < s.continued ? a.output + (s.before + r) * a.ldo : a.h_0 + r * a.K) +
-                           unit);
-      }
-      if constexpr (C::kHasCellState) c = lanes.get(a.c + r * H + unit);
-      C::template activate<Math<A>>(x, q, saved);
-      const V h = C::template combine<Math<A>>(saved, h_prev, c);
-      if constexpr (kRunningH) lanes.put(a.h + r * H + unit, h);
-      if constexpr (C::kHasCellState) {
-        lanes.put(a.c + r * H + unit, c);
-        if (a.cells) lanes.put(a.cells + row * H + unit, c);
-      }
-      if constexpr (S > 0) {
-        if (a.gates) {
-          for (int k = 0; k < S; ++k) lanes.put(a.gates + row * (S * H) + k * H + unit, saved[k]);
+    for (int64_t begin = 0; begin < rows; begin += AtOnce) {
+      const int64_t end = AtOnce == 1 || begin + AtOnce < rows ? begin + AtOnce : rows;
+      for (int64_t i = begin; i < end; ++i) {
+        V x[G], q[G];
+        for (int g = 0; g < G; ++g) {
+          x[g] = lanes.get(a.x + (chunk_row + first + i) * a.ldx + g * H + unit) + bias[g];
+          q[g] = lanes.get(recurrent.at(i, u, g));
         }
+        if constexpr (C::kRecurrentBias) q[G - 1] += bias[G];
+        C::template activate<Math<A>>(x, q, saved[i - begin]);
       }
-      T* to = a.hidden ? a.hidden + r * H : a.output + (s.row + r) * a.ldo;
-      lanes.put(to + unit, h);
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t r = first + i, row = chunk_row + r;
+        V c{}, h_prev{};
+        if constexpr (kRunningH) {
+          h_prev = lanes.get(a.h + r * H + unit);
+        } else if constexpr (C::kCarriesGradH) {
+          h_prev = lanes.get(
+              (r < s.continued ? a.output + (s.before + r) * a.ldo : a.h_0 + r * a.K) + unit);
+        }
+        if constexpr (C::kHasCellState) c = lanes.get(a.c + r * H + unit);
+        const auto& gates = saved[i - begin];
+        const V h = C::template combine<Math<A>>(gates, h_prev, c);
+        if constexpr (kRunningH) lanes.put(a.h + r * H + unit, h);
+        if constexpr (C::kHasCellState) {
+          lanes.put(a.c + r * H + unit, c);
+          if (a.cells) lanes.put(a.cells + row * H + unit, c);
+        }
+        if constexpr (S > 0) {
+          if (a.gates) {
+            for (int k = 0; k < S; ++k) lanes.put(a.gates + row * (S * H) + k * H + unit, gates[k]);
+          }
+        }
+        T* to = a.hidden ? a.hidden + r * H : a.output + (s.row + r) * a.ldo;
+        lanes.put(to + unit, h);
+      }
     }
   });
+}
+
+template <class C, class T>
+SEQKERN_INLINE void forward_epilogue(const ForwardArgs<T>& a, const Step& s, int64_t p,
+                                     int64_t first, int64_t rows,
+                                     const Source<Arithmetic<T>>& recurrent) {
+  const bool one = !C::kHasCellState || rows == 1;
+  constexpr int kMany = C::kHasCellState ? kMaxRows : 1;
+  const auto epilogue = one ? forward_epilogue_of<C, T, 1> : forward_epilogue_of<C, T, kMany>;
+  epilogue(a, s, p, first, rows, recurrent);
 }
 
 template <class C, class T>
@@ -218,9 +330,16 @@ void forward(const ForwardArgs<T>& a, const Worker& worker) {
   constexpr int G = C::kGates, kVectors = panel_vectors(G), kLanes = kLanesOf<T>;
   const Part part{worker};
   const int64_t H = a.H, K = a.K, batch = a.steps.offsets[1] - a.steps.offsets[0];
+  EarlyProducts<T, kVectors, 1> early(worker, a.w_hh, H, unit_vectors(G) * kLanes);
+  const auto step = [&](int64_t i) {
+    return step_at(a.steps, a.steps.reverse ? a.steps.begin + a.steps.end - 1 - i : i);
+  };
   for (int64_t i = a.steps.begin; i < a.steps.end; ++i) {
-    const Step s = step_at(a.steps, a.steps.reverse ? a.steps.begin + a.steps.end - 1 - i : i);
-    part.deal(num_panels<T>(G, H), batch, s.rows, [&](int64_t p, Range rows) {
+    const Step s = step(i);
+    const T* const h_prev = a.output + s.before * a.ldo;
+    const bool begun = early.pending;
+    if (begun) early.begin(s.rows, h_prev, a.ldo);
+    part.deal(num_panels<T>(G, H), batch, s.rows, [&](int64_t p, int64_t next_panel, Range rows) {
       if (a.product) {
         const int64_t unit = p * unit_vectors(G) * kLanes;
         if (rows.begin < rows.end) {
@@ -235,24 +354,35 @@ void forward(const ForwardArgs<T>& a, const Worker& worker) {
         forward_epilogue<C>(a, s, p, first, rows,
                             Source<A>{out, kVectors * kLanes, G * kLanes, kLanes});
       };
+      if (begun) {
+        epilogue(0, s.rows, early.end(p, s.rows, h_prev, a.ldo));
+        return;
+      }
       if constexpr (std::is_same_v<T, A>) {
         if (a.plain_w_hh) {
-          for_dot_tiles<T, G>(old.begin, old.end, a.output + s.before * a.ldo, a.ldo, a.w_hh, H, K,
-                              p, epilogue);
+          for_dot_tiles<T, G>(old.begin, old.end, h_prev, a.ldo, a.w_hh, H, K, p, epilogue);
           for_dot_tiles<T, G>(fresh.begin, fresh.end, a.h_0, K, a.w_hh, H, K, p, epilogue);
           return;
         }
       }
-      const T* panel = a.w_hh + p * panel_size<T>(G, K);
-      for_tiles<T, kVectors>(old.begin, old.end, a.output + s.before * a.ldo, a.ldo, panel, K,
-                             epilogue);
-      for_tiles<T, kVectors>(fresh.begin, fresh.end, a.h_0, K, panel, K, epilogue);
+      const T *panel = a.w_hh + p * panel_size<T>(G, K),
+              *next = a.w_hh + next_panel * panel_size<T>(G, K);
+      for_tiles<T, kVectors>(old.begin, old.end, h_prev, a.ldo, panel, next, K, epilogue);
+      for_tiles<T, kVectors>(fresh.begin, fresh.end, a.h_0, K, panel, next, K, epilogue);
     });
+    if (i + 1 < a.steps.end && !a.w_hr && !a.plain_w_hh && early.suits(s.rows)) {
+      const Step following = step(i + 1);
+      if (early.suits(following.rows) && following.continued == following.rows) {
+        early.arrive();
+        continue;
+      }
+    }
     part.wait();
     if (a.w_hr) {
-      part.deal(num_panels<T>(1, K), batch, s.rows, [&](int64_t p, Range all) {
+      part.deal(num_panels<T>(1, K), batch, s.rows, [&](int64_t p, int64_t next_panel, Range all) {
         for_tiles<T, kPlainVectors>(
-            all.begin, all.end, a.hidden, H, a.w_hr + p * panel_size<T>(1, H), H,
+            all.begin, all.end, a.hidden, H, a.w_hr + p * panel_size<T>(1, H),
+            a.w_hr + next_panel * panel_size<T>(1, H), H,
             [&](int64_t first, int64_t rows, const A* out) {
               for_unit_vectors<A, kPlainVectors>(p, K, [&](int64_t unit, int64_t u, auto lanes) {
                 for (int64_t r = 0; r < rows; ++r) {
@@ -365,23 +495,33 @@ void backward(const BackwardArgs<T>& a, const Worker& worker) {
   const Steps& steps = a.steps;
   const int64_t H = a.H, K = a.K, batch = steps.offsets[1] - steps.offsets[0];
   const int64_t width = C::kGradGates * H, k = C::kGates * H;
+  EarlyProducts<T, kPlainVectors, C::kGates> early(worker, a.w_hh, H, kPlainVectors * kLanes);
+  // Against the direction's own time.
+  const auto step = [&](int64_t i) {
+    return step_at(steps, steps.reverse ? i : steps.begin + steps.end - 1 - i);
+  };
   for (int64_t i = steps.begin; i < steps.end; ++i) {
-    // Against the direction's own time.
-    const int64_t t = steps.reverse ? i : steps.begin + steps.end - 1 - i;
-    const int64_t after = steps.reverse ? t - 1 : t + 1;
-    const Step s = step_at(steps, t);
-    const bool in_chunk = after >= steps.begin && after < steps.end;
-    const T* next = in_chunk ? a.grad_gates + (s.after - steps.offsets[steps.begin]) * width
-                             : a.grad_gates_next;
+    const Step s = step(i);
+    const T* const next = i > steps.begin
+                              ? a.grad_gates + (s.after - steps.offsets[steps.begin]) * width
+                              : a.grad_gates_next;
+    const bool begun = early.pending;
+    if (begun) early.begin(s.rows, next, width);
 
     // The recurrent part of dLoss/dh_t, handed to `epilogue` tile by tile.
     const auto recurrent = [&](auto epilogue) {
-      part.deal(num_panels<T>(1, K), batch, s.rows, [&](int64_t p, Range rows) {
+      part.deal(num_panels<T>(1, K), batch, s.rows, [&](int64_t p, int64_t next_panel, Range rows) {
+        if (begun) {
+          epilogue(a, s, p, 0, s.rows,
+                   Source<A>{early.end(p, s.rows, next, width), kPlainVectors * kLanes, kLanes, 0});
+          return;
+        }
         const Range going_on = intersection(rows, {0, s.continuing}),
                     ending = intersection(rows, {s.continuing, s.rows});
         if (going_on.begin < going_on.end) {
           for_tiles<T, kPlainVectors>(
-              going_on.begin, going_on.end, next, width, a.w_hh + p * panel_size<T>(1, k), k,
+              going_on.begin, going_on.end, next, width, a.w_hh + p * panel_size<T>(1, k),
+              a.w_hh + next_panel * panel_size<T>(1, k), k,
               [&](int64_t first, int64_t rows, const A* out) {
                 epilogue(a, s, p, first, rows, Source<A>{out, kPlainVectors * kLanes, kLanes, 0});
               });
@@ -400,14 +540,22 @@ void backward(const BackwardArgs<T>& a, const Worker& worker) {
       recurrent(projected_grad<T>);
       part.wait();
       const T* grad_h = a.grad_h + (s.row - steps.offsets[steps.begin]) * K;
-      part.deal(num_panels<T>(1, H), batch, s.rows, [&](int64_t p, Range all) {
+      part.deal(num_panels<T>(1, H), batch, s.rows, [&](int64_t p, int64_t next_panel, Range all) {
         for_tiles<T, kPlainVectors>(all.begin, all.end, grad_h, K, a.w_hr + p * panel_size<T>(1, K),
-                                    K, [&](int64_t first, int64_t rows, const A* out) {
+                                    a.w_hr + next_panel * panel_size<T>(1, K), K,
+                                    [&](int64_t first, int64_t rows, const A* out) {
                                       backward_epilogue<C>(
                                           a, s, p, first, rows,
                                           Source<A>{out, kPlainVectors * kLanes, kLanes, 0});
                                     });
       });
+    }
+    if (i + 1 < steps.end && !a.w_hr && early.suits(s.rows)) {
+      const Step following = step(i + 1);
+      if (early.suits(following.rows) && following.continuing == following.rows) {
+        early.arrive();
+        continue;
+      }
     }
     part.wait();
   }

@@ -22,22 +22,42 @@ inline void pause() {
 
 }  // namespace
 
-void Barrier::wait(int count) {
-  if (count == 1) return;
-  const uint32_t generation = generation_.load(std::memory_order_relaxed);
-  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == count) {
-    arrived_.store(0, std::memory_order_relaxed);
-    generation_.store(generation + 1, std::memory_order_release);
+uint32_t Barrier::arrive(int index, int count) {
+  if (count <= kFlags) {
+    auto& own = arrivals_[index].count;
+    const uint32_t arrival = own.load(std::memory_order_relaxed) + 1;
+    own.store(arrival, std::memory_order_release);
+    return arrival;
+  }
+  // Read before arriving: it cannot change until this thread, too, has arrived.
+  const uint32_t arrival = generation_.count.load(std::memory_order_relaxed) + 1;
+  if (arrived_.count.fetch_add(1, std::memory_order_acq_rel) + 1 == uint32_t(count)) {
+    arrived_.count.store(0, std::memory_order_relaxed);
+    generation_.count.store(arrival, std::memory_order_release);
+  }
+  return arrival;
+}
+
+void Barrier::wait_for(int index, int count, uint32_t arrival) {
+  // About 10 us of spinning: longer than a balanced step's skew, shorter than a time slice.
+  int spins = 0;
+  const auto spin_until = [&](const std::atomic<uint32_t>& reached) {
+    // A thread may have come to the next barrier already.
+    while (int32_t(reached.load(std::memory_order_acquire) - arrival) < 0) {
+      if (spins < 400) {
+        pause();
+        ++spins;
+      } else {
+        sched_yield();
+      }
+    }
+  };
+  if (count > kFlags) {
+    spin_until(generation_.count);
     return;
   }
-  // About 10 us of spinning: longer than a balanced step's skew, shorter than a time slice.
-  for (int spins = 0; generation_.load(std::memory_order_acquire) == generation;) {
-    if (spins < 400) {
-      pause();
-      ++spins;
-    } else {
-      sched_yield();
-    }
+  for (int other = 0; other < count; ++other) {
+    if (other != index) spin_until(arrivals_[other].count);
   }
 }
 

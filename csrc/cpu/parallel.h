@@ -6,16 +6,30 @@
 
 namespace seqkern::cpu {
 
-// Generation barrier. It spins for a few microseconds, as steps are short, and then yields, so
-// that with more threads than free cores it slows down instead of stalling.
+// Each of a team's threads says that it has come in a cache line of its own, which the others read:
+// a store, and one transfer between cores, where a common counter takes an atomic addition, which
+// holds up everything that follows it, and a second transfer. Where there are many threads, and so
+// many lines to read, it is a counter. It spins for a few microseconds, as steps are short, and
+// then yields, so that with more threads than free cores it slows down instead of stalling.
 class Barrier {
  public:
-  // Returns once `count` threads have called it.
-  void wait(int count);
+  // Returns once all threads [0, count) have called it: the same count each time, 1 excepted.
+  void wait(int index, int count) {
+    if (count > 1) wait_for(index, count, arrive(index, count));
+  }
+
+  // The same in two halves: what a thread does between them overlaps with the others' work before
+  // they arrive.
+  uint32_t arrive(int index, int count);
+  void wait_for(int index, int count, uint32_t arrival);
 
  private:
-  alignas(64) std::atomic<int> arrived_{0};
-  alignas(64) std::atomic<uint32_t> generation_{0};
+  static constexpr int kFlags = 8;
+  struct alignas(64) Line {
+    std::atomic<uint32_t> count{0};
+  };
+  Line arrivals_[kFlags];      // of each thread
+  Line arrived_, generation_;  // of more threads than that
 };
 
 // Calls body(context, index, count) on up to `threads` OpenMP threads; count is how many the

@@ -120,8 +120,10 @@ void packed_step(const StepArgs<T>& a, int index, int count) {
     for (int64_t i = 0; i < tiles; ++i) {
       const int64_t first = a.B * i / tiles, rows = a.B * (i + 1) / tiles - first;
       const Product<T> multiply = product_for<T, kVectors>(int(rows));
-      multiply(from_x, a.x + first * a.I, a.I, a.w_ih + p * panel_size<T>(G, a.I), a.I);
-      multiply(from_h, a.h + first * a.H, a.H, a.w_hh + p * panel_size<T>(G, a.H), a.H);
+      multiply(from_x, a.x + first * a.I, a.I, a.w_ih + p * panel_size<T>(G, a.I), a.I, false,
+               nullptr);
+      multiply(from_h, a.h + first * a.H, a.H, a.w_hh + p * panel_size<T>(G, a.H), a.H, false,
+               nullptr);
       for (int u = 0; u < unit_vectors(G); ++u) {
         const int64_t unit = (p * unit_vectors(G) + u) * kLanes;
         if (unit >= a.H) break;

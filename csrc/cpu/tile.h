@@ -62,12 +62,12 @@ SEQKERN_INLINE uint32_t read_operand(const uint32_t* p) {
 template <class T>
 inline constexpr int kLanesOf = Simd<Arithmetic<T>>::kLanes;
 
-// Sums a [Rows, k] x panel [k, Vectors*lanes] in registers. Element (r, i) of a lies at
-// a[r * row_stride + i] or, Interleaved, at a[i * row_stride + r]. T is that of the sums, O that of
-// the operands.
-template <class T, int Rows, int Vectors, bool Interleaved = false, class O = T>
+// Sums a [Rows, k] x panel [k, Vectors*lanes] in registers, and brings k * Ahead vectors from
+// `ahead` on into the second cache meanwhile. Element (r, i) of a lies at a[r * row_stride + i] or,
+// Interleaved, at a[i * row_stride + r]. T is that of the sums, O that of the operands.
+template <class T, int Rows, int Vectors, bool Interleaved = false, class O = T, int Ahead = 0>
 SEQKERN_INLINE void accumulate(Vec<T> (&total)[Rows][Vectors], const O* a, int64_t row_stride,
-                               const O* panel, int64_t k) {
+                               const O* panel, int64_t k, const O* ahead = nullptr) {
   using V = Vec<T>;
   constexpr int kLanes = Simd<T>::kLanes;
   constexpr int kSets = k_sets(Rows, Vectors);
@@ -75,6 +75,8 @@ SEQKERN_INLINE void accumulate(Vec<T> (&total)[Rows][Vectors], const O* a, int64
   const auto multiply = [&](int set, int64_t i) __attribute__((always_inline)) {
     const O* w = panel + i * (Vectors * kLanes);
     Vec<O> weight[Vectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < Ahead; ++v) __builtin_prefetch(ahead + (i * Ahead + v) * kLanes, 0, 2);
 #pragma GCC unroll 4
     for (int v = 0; v < Vectors; ++v) weight[v] = load<O>(w + v * kLanes);
 #pragma GCC unroll 8
@@ -110,30 +112,33 @@ SEQKERN_INLINE void accumulate(Vec<T> (&total)[Rows][Vectors], const O* a, int64
   }
 }
 
-// out [Rows, Vectors*lanes] = a [Rows, k] (row stride lda) x panel
-template <class T, int Rows, int Vectors, class O = T>
-void product(T* out, const O* a, int64_t lda, const O* panel, int64_t k) {
+// out [Rows, Vectors*lanes] = a [Rows, k] (row stride lda) x panel, or += with add; ahead is read
+// with Ahead alone
+template <class T, int Rows, int Vectors, class O = T, int Ahead = 0>
+void product(T* out, const O* a, int64_t lda, const O* panel, int64_t k, bool add, const O* ahead) {
   Vec<T> total[Rows][Vectors];
-  accumulate<T, Rows, Vectors, false, O>(total, a, lda, panel, k);
+  accumulate<T, Rows, Vectors, false, O, Ahead>(total, a, lda, panel, k, ahead);
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 4
     for (int v = 0; v < Vectors; ++v) {
-      store<T>(out + (r * Vectors + v) * Simd<T>::kLanes, total[r][v]);
+      T* const to = out + (r * Vectors + v) * Simd<T>::kLanes;
+      store<T>(to, add ? total[r][v] + load<T>(to) : total[r][v]);
     }
   }
 }
 
 template <class T, class O = T>
-using Product = void (*)(T*, const O*, int64_t, const O*, int64_t);
+using Product = void (*)(T*, const O*, int64_t, const O*, int64_t, bool, const O*);
 
-// product<T, rows, Vectors, O> for rows in [1, max_rows(Vectors)]
-template <class T, int Vectors, class O = T, int Rows = max_rows(Vectors)>
+// product<T, rows, Vectors, O, Ahead> for rows in [1, max_rows(Vectors)]
+template <class T, int Vectors, class O = T, int Ahead = 0, int Rows = max_rows(Vectors)>
 SEQKERN_INLINE Product<T, O> product_for(int rows) {
   if constexpr (Rows == 1) {
-    return product<T, 1, Vectors, O>;
+    return product<T, 1, Vectors, O, Ahead>;
   } else {
-    return rows == Rows ? product<T, Rows, Vectors, O> : product_for<T, Vectors, O, Rows - 1>(rows);
+    return rows == Rows ? product<T, Rows, Vectors, O, Ahead>
+                        : product_for<T, Vectors, O, Ahead, Rows - 1>(rows);
   }
 }
 

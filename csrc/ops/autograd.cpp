@@ -27,7 +27,7 @@ using Backward = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>, Tensor,
     const Tensor& grad_output, const Tensor& grad_h_n, const Optional& grad_c_n,
     const Tensor& input, const Optional& batch_sizes, const Tensor& h_0, const Optional& c_0,
     at::TensorList params, const Tensor& output, const Tensor& gates, const Tensor& cells,
-    bool needs_input_grad, bool needs_params_grad, bool step_grads);
+    bool needs_input_grad, bool needs_h_0_grad, bool needs_params_grad, bool step_grads);
 
 template <typename F>
 std::vector<c10::TypedOperatorHandle<F>> of_cells(const char* rest) {
@@ -68,7 +68,8 @@ BackwardResult gradients(Cell cell, const Tensor& batch_sizes, const BackwardInp
   std::tie(r.grad_input, r.grad_h_0, r.grad_c_0, r.grad_params, r.step_grad_h, r.step_grad_c) =
       backward_op(cell).call(in.grad_output, in.grad_h_n, if_defined(in.grad_c_n), in.input,
                              if_defined(batch_sizes), in.h_0, if_defined(in.c_0), params, in.output,
-                             in.gates, in.cells, in.needs_input_grad, in.needs_params_grad, false);
+                             in.gates, in.cells, in.needs_input_grad, in.needs_h_0_grad,
+                             in.needs_params_grad, false);
   return r;
 }
 
@@ -100,7 +101,7 @@ struct Kept {
   variable_list tensors;
   const Tensor &batch_sizes, &input, &h, &c, &output, &gates, &cells;
   at::TensorList params;
-  bool needs_input_grad, needs_params_grad;
+  bool needs_input_grad, needs_h_grad, needs_params_grad;
 
   static void keep(AutogradContext* ctx, Cell cell, variable_list tensors, at::TensorList params) {
     ctx->saved_data["cell"] = static_cast<int64_t>(cell);
@@ -120,7 +121,8 @@ struct Kept {
         gates(tensors[5]),
         cells(tensors[6]),
         params(at::TensorList(tensors).slice(7)),
-        needs_input_grad(ctx->needs_input_grad(0)) {
+        needs_input_grad(ctx->needs_input_grad(0)),
+        needs_h_grad(ctx->needs_input_grad(1)) {
     const size_t first = c.defined() ? 3 : 2;
     needs_params_grad = ctx->needs_input_grad({{first, first + params.size()}});
   }
@@ -128,8 +130,8 @@ struct Kept {
 
   // One gradient for each argument, undefined where there is none: the first one is no variable.
   variable_list returned(BackwardResult r) const {
-    variable_list all{Tensor(), needs_input_grad ? r.grad_input : Tensor(), r.grad_h_0,
-                      c.defined() ? r.grad_c_0 : Tensor()};
+    variable_list all{Tensor(), needs_input_grad ? r.grad_input : Tensor(),
+                      needs_h_grad ? r.grad_h_0 : Tensor(), c.defined() ? r.grad_c_0 : Tensor()};
     r.grad_params.resize(params.size());
     for (Tensor& grad : r.grad_params) all.push_back(std::move(grad));
     return all;
@@ -170,6 +172,7 @@ struct LayerFunction : torch::autograd::Function<LayerFunction> {
                                  .gates = k.gates,
                                  .cells = k.cells,
                                  .needs_input_grad = k.needs_input_grad,
+                                 .needs_h_0_grad = k.needs_h_grad,
                                  .needs_params_grad = k.needs_params_grad},
                                 k.params));
   }
@@ -212,10 +215,11 @@ struct StepFunction : torch::autograd::Function<StepFunction> {
                    .gates = k.gates,
                    .cells = k.cells,
                    .needs_input_grad = k.needs_input_grad,
+                   .needs_h_0_grad = k.needs_h_grad,
                    .needs_params_grad = k.needs_params_grad},
                   k.params);
     if (k.needs_input_grad) r.grad_input = r.grad_input.squeeze(0);
-    r.grad_h_0 = r.grad_h_0.squeeze(0);
+    if (k.needs_h_grad) r.grad_h_0 = r.grad_h_0.squeeze(0);
     if (has_c) r.grad_c_0 = r.grad_c_0.squeeze(0);
     return k.returned(std::move(r));
   }

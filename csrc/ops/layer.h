@@ -69,12 +69,12 @@ struct BackwardInputs {
   at::Tensor grad_output, grad_h_n, grad_c_n;  // grad_c_n undefined without a cell state
   at::Tensor input, h_0, c_0;                  // c_0 undefined without a cell state
   at::Tensor output, gates, cells;             // gates [0] where forward saved the states alone
-  bool needs_input_grad, needs_params_grad, step_grads;
+  bool needs_input_grad, needs_h_0_grad, needs_params_grad, step_grads;
 };
 
 struct BackwardResult {
   at::Tensor grad_input;  // as input, or [0]
-  at::Tensor grad_h_0;    // [D, B, K]
+  at::Tensor grad_h_0;    // [D, B, K], or [0]
   at::Tensor grad_c_0;    // [D, B, H] or [0]
   std::vector<at::Tensor> grad_params;
   at::Tensor step_grad_h;  // [D, R, K] or [0]

@@ -61,7 +61,7 @@ BackwardResult backward(const cpu::LayerKernels<T>& table, const Layer& s,
   const bool recompute = S > 0 && in.gates.dim() == 1;
   // Where each gate is a function of one sum, both products go into the gates' own place.
   const bool in_place = S == G && !info.recurrent_bias && std::is_same_v<T, A>;
-  const bool params = in.needs_params_grad;
+  const bool params = in.needs_params_grad, wants_h_0 = in.needs_h_0_grad;
 
   const Matrix<const T> x{run.template read<T>(in.input), s.R, s.I, s.I};
   const Matrix<const T> output{run.template read<T>(in.output), s.R, s.D * K, s.D * K};
@@ -87,7 +87,8 @@ BackwardResult backward(const cpu::LayerKernels<T>& table, const Layer& s,
   if (in.needs_input_grad) {
     grad_x = s.D == 1 ? run.empty({s.R, s.I}) : at::zeros({s.R, s.I}, run.compute);
   }
-  Tensor grad_h_0 = run.empty({s.D, s.B, K});
+  Tensor grad_h_0;
+  if (wants_h_0) grad_h_0 = run.empty({s.D, s.B, K});
 
   struct PerDirection {
     const T *w_hh, *w_hr = nullptr;
@@ -95,9 +96,10 @@ BackwardResult backward(const cpu::LayerKernels<T>& table, const Layer& s,
     Factor<T> to_x, from_x, from_h;  // what makes grad_x; what the gates are made from again
     Factor<T> to_h_0[2];             // what makes grad_h_0: W_hh's rows before and after rotation
     Tensor gates;                    // [rows, S*H]: made again, or converted
-    A *x, *product, *bias;      // what gates are made of again, unless they are where they will be
-    T* grad_gates;              // [rows, GG*H]
-    T *next = nullptr, *first;  // [B, GG*H]: of the step after the chunk, of each row's first step
+    A *x, *product, *bias;  // what gates are made of again, unless they are where they will be
+    T* grad_gates;          // [rows, GG*H]
+    // [B, GG*H]: of the step after the chunk, of each row's first step
+    T *next = nullptr, *first = nullptr;
     T *grad_h = nullptr, *hidden = nullptr, *h_prev = nullptr;
     T *packed_x, *packed_h, *packed_hidden;  // a chunk's, as right factors
     A* grad_b;
@@ -112,8 +114,11 @@ BackwardResult backward(const cpu::LayerKernels<T>& table, const Layer& s,
     dir.w_hh = run.template read<T>(weights.w_hh);
     const Matrix<const T> w_hh{dir.w_hh, G * H, K, K};
     if (in.needs_input_grad) dir.to_x = run.factor(w_ih, most, run.chunks.size());
-    dir.to_h_0[0] = run.factor(w_hh.from_row(rotation, head), s.B, 1);
-    if (rotation > 0) dir.to_h_0[1] = run.factor(w_hh.from_row(0, rotation), s.B, 1);
+    if (wants_h_0) {
+      dir.to_h_0[0] = run.factor(w_hh.from_row(rotation, head), s.B, 1);
+      if (rotation > 0) dir.to_h_0[1] = run.factor(w_hh.from_row(0, rotation), s.B, 1);
+      dir.first = run.template scratch<T>(s.B * width);
+    }
     if (s.T > 1) dir.packed_hh = run.template scratch<T>(table.packed_rows_size(G * H, K));
     if (recompute) {
       dir.from_x = run.factor(w_ih.transposed(), most, run.chunks.size());
@@ -126,7 +131,6 @@ BackwardResult backward(const cpu::LayerKernels<T>& table, const Layer& s,
     dir.product = beside ? run.template scratch<A>(most * G * H) : nullptr;
     dir.grad_gates = run.template scratch<T>(most * width);
     if (run.chunks.size() > 1) dir.next = run.template scratch<T>(s.B * width);
-    dir.first = run.template scratch<T>(s.B * width);
     if (s.projection) {
       dir.w_hr = run.template read<T>(weights.w_hr);
       dir.packed_hr = run.template scratch<T>(table.packed_rows_size(K, H));
@@ -204,8 +208,10 @@ BackwardResult backward(const cpu::LayerKernels<T>& table, const Layer& s,
     });
     for (PerDirection& dir : dirs) {
       if (in.needs_input_grad) team.pack(dir.to_x);
-      team.pack(dir.to_h_0[0]);
-      if (rotation > 0) team.pack(dir.to_h_0[1]);
+      if (wants_h_0) {
+        team.pack(dir.to_h_0[0]);
+        if (rotation > 0) team.pack(dir.to_h_0[1]);
+      }
       if (recompute) {
         team.pack(dir.from_x);
         team.pack(dir.from_h);
@@ -283,7 +289,7 @@ BackwardResult backward(const cpu::LayerKernels<T>& table, const Layer& s,
       run.directions(team, [&](int64_t d, const cpu::Worker& worker) {
         if (recompute) {
           table.activate[cell](remade[d], worker);
-          worker.barrier->wait(worker.count);
+          worker.barrier->wait(worker.index, worker.count);
         }
         table.backward[cell](args[d], worker);
       });
@@ -314,6 +320,7 @@ BackwardResult backward(const cpu::LayerKernels<T>& table, const Layer& s,
             std::copy(rows_of(last) + first, rows_of(last) + end, dir.next + first);
           });
         }
+        if (!wants_h_0) continue;
         team.each(chunk[d].end - chunk[d].begin, [&](int64_t first, int64_t last) {
           for (int64_t t = chunk[d].begin + first; t < chunk[d].begin + last; ++t) {
             const Rows rows = rows_starting(s, d, t);
@@ -363,7 +370,7 @@ BackwardResult backward(const cpu::LayerKernels<T>& table, const Layer& s,
       if (i + 1 < run.chunks.size()) team.wait();
     }
 
-    for (int64_t d = 0; d < s.D; ++d) {
+    for (int64_t d = 0; wants_h_0 && d < s.D; ++d) {
       const Matrix<A> to{data<A>(grad_h_0, d * s.B * K), s.B, K, K};
       const Matrix<const T> first{dirs[d].first, s.B, width, width};
       team.multiply(to, first.from_column(0, head), dirs[d].to_h_0[0]);
@@ -375,8 +382,8 @@ BackwardResult backward(const cpu::LayerKernels<T>& table, const Layer& s,
 
   BackwardResult out;
   out.grad_input = in.needs_input_grad ? run.stored(grad_x).view(in.input.sizes()) : run.absent();
-  if (info.carries_grad_h) grad_h_0.add_(grad_state);
-  out.grad_h_0 = run.stored(grad_h_0);
+  if (wants_h_0 && info.carries_grad_h) grad_h_0.add_(grad_state);
+  out.grad_h_0 = wants_h_0 ? run.stored(grad_h_0) : run.absent();
   out.grad_c_0 = info.has_cell_state ? run.stored(grad_state) : run.absent();
   if (params) {
     for (const PerDirection& dir : dirs) {

@@ -481,8 +481,8 @@ BackwardResult backward_cuda(const Layer& s, const BackwardInputs& in) {
 
   BackwardResult out;
   out.grad_input = in.needs_input_grad ? run.stored(grad_x).view(in.input.sizes()) : run.absent();
-  if (info.carries_grad_h) grad_h.add_(grad_state);
-  out.grad_h_0 = run.stored(grad_h);
+  if (in.needs_h_0_grad && info.carries_grad_h) grad_h.add_(grad_state);
+  out.grad_h_0 = in.needs_h_0_grad ? run.stored(grad_h) : run.absent();
   out.grad_c_0 = info.has_cell_state ? run.stored(grad_state) : run.absent();
   if (in.needs_params_grad) {
     for (const PerDirection& dir : dirs) {

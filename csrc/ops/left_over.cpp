@@ -51,7 +51,7 @@ BackwardResult backward_without_rows(const Layer& s, const BackwardInputs& in) {
   BackwardResult out;
   out.grad_input =
       in.needs_input_grad ? at::zeros(in.input.sizes(), options) : at::empty({0}, options);
-  out.grad_h_0 = copy(in.grad_h_n);
+  out.grad_h_0 = in.needs_h_0_grad ? copy(in.grad_h_n) : at::empty({0}, options);
   out.grad_c_0 = in.grad_c_n.defined() ? copy(in.grad_c_n) : at::empty({0}, options);
   if (in.needs_params_grad) {
     for (const Direction& d : s.directions) {
@@ -92,7 +92,7 @@ BackwardResult on_rows_in_use(decltype(&backward_cpu) backward, const Layer& s,
   for (Tensor* t : {&used.gates, &used.cells}) *t = first(*t, 1, s.R);
   BackwardResult r = backward(s, used);
   if (in.needs_input_grad) r.grad_input = filled(r.grad_input, 0, s.given_rows);
-  r.grad_h_0 = completed(r.grad_h_0, in.grad_h_n);
+  if (in.needs_h_0_grad) r.grad_h_0 = completed(r.grad_h_0, in.grad_h_n);
   r.grad_c_0 = completed(r.grad_c_0, in.grad_c_n);
   r.step_grad_h = filled(r.step_grad_h, 1, s.given_rows);
   r.step_grad_c = filled(r.step_grad_c, 1, s.given_rows);

@@ -33,7 +33,8 @@ constexpr const char* kForwardSchema =
 constexpr const char* kBackwardSchema =
     "_backward(Tensor grad_output, Tensor grad_h_n, Tensor? grad_c_n, Tensor input, "
     "Tensor? batch_sizes, Tensor h_0, Tensor? c_0, Tensor[] params, Tensor output, Tensor gates, "
-    "Tensor cells, bool needs_input_grad, bool needs_params_grad, bool step_grads) -> "
+    "Tensor cells, bool needs_input_grad, bool needs_h_0_grad, bool needs_params_grad, "
+    "bool step_grads) -> "
     "(Tensor grad_input, Tensor grad_h_0, Tensor grad_c_0, Tensor[] grad_params, "
     "Tensor step_grad_h, Tensor step_grad_c)";
 
@@ -83,7 +84,7 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>, Tensor, Tensor> backward
     const Tensor& grad_output, const Tensor& grad_h_n, const Optional& grad_c_n,
     const Tensor& input, const Optional& batch_sizes, const Tensor& h_0, const Optional& c_0,
     at::TensorList params, const Tensor& output, const Tensor& gates, const Tensor& cells,
-    bool needs_input_grad, bool needs_params_grad, bool step_grads) {
+    bool needs_input_grad, bool needs_h_0_grad, bool needs_params_grad, bool step_grads) {
   const Layer s = check_layer(cell, input, batch_sizes, h_0, c_0, params);
   check_tensor(s, "grad_output", grad_output, "output's sizes", s.given_sizes(s.D * s.K), input);
   check_tensor(s, "output", output, s.ragged ? "[R, D*K]" : "[T, B, D*K]", s.given_sizes(s.D * s.K),
@@ -104,10 +105,11 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>, Tensor, Tensor> backward
                 "seqkern::", s.info.name, ": cells must be forward's [D, R, H] ", cell_type,
                 ", got ", cells.sizes(), " ", cells.scalar_type());
   }
-  BackwardResult r = on_rows_in_use(
-      run, s,
-      {grad_output, grad_h_n, grad_c_n.value_or(Tensor()), input, h_0, c_0.value_or(Tensor()),
-       output, gates.contiguous(), cells, needs_input_grad, needs_params_grad, step_grads});
+  BackwardResult r =
+      on_rows_in_use(run, s,
+                     {grad_output, grad_h_n, grad_c_n.value_or(Tensor()), input, h_0,
+                      c_0.value_or(Tensor()), output, gates.contiguous(), cells, needs_input_grad,
+                      needs_h_0_grad, needs_params_grad, step_grads});
   return {r.grad_input, r.grad_h_0, r.grad_c_0, r.grad_params, r.step_grad_h, r.step_grad_c};
 }
 

@@ -62,8 +62,10 @@ class Team {
     all(1, [&](int index, int count) { f(n * index / count, n * (index + 1) / count); });
   }
 
+  bool in_region() const { return barrier_ != nullptr; }
+
   void wait() const {
-    if (barrier_) barrier_->wait(count_);
+    if (barrier_) barrier_->wait(index_, count_);
   }
 
   // Packs a right factor: before a wait, and then the products with it.
@@ -109,7 +111,7 @@ class Team {
     cpu::parallel(threads, [&](int index, int count) {
       if (pack) {
         pack_share(factor, index, count);
-        packed.wait(count);
+        packed.wait(index, count);
       }
       product(index, count);
     });

@@ -117,7 +117,7 @@ Outputs run(const LayerKernels<T>& kernels, const Shape& s, const Inputs& in) {
         kernels.pack_gates(w_hh.data(), K, G, H, K, packed.data(), index, count);
         if (s.projection)
           kernels.pack_gates(w_hr.data(), H, 1, K, H, packed_hr.data(), index, count);
-        barrier.wait(count);
+        barrier.wait(index, count);
       }
       kernels.forward[cell](args, {index, count, s.split_rows, &barrier});
     });
@@ -162,7 +162,7 @@ Outputs run(const LayerKernels<T>& kernels, const Shape& s, const Inputs& in) {
         if (s.projection) {
           kernels.pack_rows(w_hr.data(), H, K, 0, H, packed_hr_rows.data(), index, count);
         }
-        barrier.wait(count);
+        barrier.wait(index, count);
       }
       kernels.backward[cell](args, {index, count, s.split_rows, &barrier});
     });

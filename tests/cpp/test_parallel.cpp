@@ -27,23 +27,31 @@ int main() {
                 inner.load(), widest.load());
   }
 
-  constexpr int kThreads = 8, kRounds = 2000;
-  std::vector<int> round(kThreads);
-  std::atomic<int> early{0}, team{0};
-  Barrier barrier;
-  parallel(kThreads, [&](int index, int count) {
-    team = count;
-    for (int i = 1; i <= kRounds; ++i) {
-      round[index] = i;
-      barrier.wait(count);
-      for (int other = 0; other < count; ++other) early += round[other] != i;
-      barrier.wait(count);
+  // Of few threads and of many, which it counts in different ways.
+  for (const int threads : {2, 8, 12}) {
+    constexpr int kRounds = 2000;
+    std::vector<int> round(threads);
+    std::atomic<int> early{0}, team{0};
+    Barrier barrier;
+    parallel(threads, [&](int index, int count) {
+      team = count;
+      for (int i = 1; i <= kRounds; ++i) {
+        round[index] = i;
+        if (i % 2 == 0) {
+          barrier.wait(index, count);
+        } else {
+          const uint32_t arrival = barrier.arrive(index, count);
+          barrier.wait_for(index, count, arrival);
+        }
+        for (int other = 0; other < count; ++other) early += round[other] != i;
+        barrier.wait(index, count);
+      }
+    });
+    if (team < 2 || early != 0) {
+      ++failures;
+      std::printf("FAIL barrier: %d threads, %d passed before another came\n", team.load(),
+                  early.load());
     }
-  });
-  if (team < 2 || early != 0) {
-    ++failures;
-    std::printf("FAIL barrier: %d threads, %d passed before another came\n", team.load(),
-                early.load());
   }
   std::printf("test_parallel: %d failures\n", failures);
   return failures != 0;

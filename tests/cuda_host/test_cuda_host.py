@@ -320,7 +320,7 @@ def test_step_gradients(tier, kind, save):
             results = ops.FORWARD[c.cell](*tensors, save)
             ones = [torch.ones_like(t) if t.numel() else None for t in results[:3]]
             grads = ops.BACKWARD[c.cell](
-                *ones, *tensors, results[0], *results[3:], True, True, True
+                *ones, *tensors, results[0], *results[3:], True, True, True, True
             )
             found[name] = [*grads[:3], *grads[3], *grads[4:]]
     for a, b in zip(*found.values(), strict=True):

@@ -41,7 +41,8 @@ class Arguments {
     taken_.emplace_back();
     return true;
   }
-  bool requires_grad() const { return requires_grad_; }
+  // Whether a gradient is wanted.
+  bool differentiable() const { return requires_grad_ && c10::GradMode::is_enabled(); }
   const at::Tensor& operator[](size_t i) const { return taken_[i]; }
   std::optional<at::Tensor> optional(size_t i) const {
     return taken_[i].defined() ? std::optional(taken_[i]) : std::nullopt;
@@ -53,10 +54,9 @@ class Arguments {
   bool requires_grad_ = false;
 };
 
-// Whether a gradient may be wanted, and nobody looks at what Python calls.
-bool plain_grad_mode() {
-  return c10::GradMode::is_enabled() && !at::impl::torch_function_mode_enabled() &&
-         !torch::jit::tracer::isTracing();
+// Whether nobody looks at what Python calls.
+bool plain_mode() {
+  return !at::impl::torch_function_mode_enabled() && !torch::jit::tracer::isTracing();
 }
 
 Cell cell_named(std::string_view name) {
@@ -71,24 +71,26 @@ py::object wrap(at::Tensor tensor) {
   return py::reinterpret_steal<py::object>(THPVariable_Wrap(std::move(tensor)));
 }
 
-// (output, h_n, c_n); None where no gradient is wanted or more is at work than eager autograd.
+// (output, h_n, c_n); None where more is at work than eager mode.
 py::object layer(std::string_view cell_name, py::handle input, py::handle batch_sizes,
                  py::handle h_0, py::handle c_0, const py::object& params, std::string_view save) {
   Arguments args;
-  if (!plain_grad_mode() || !args.take(input) || !args.take_optional(batch_sizes) ||
-      !args.take(h_0) || !args.take_optional(c_0)) {
+  if (!plain_mode() || !args.take(input) || !args.take_optional(batch_sizes) || !args.take(h_0) ||
+      !args.take_optional(c_0)) {
     return py::none();
   }
   for (py::handle param : params) {
     if (!args.take(param)) return py::none();
   }
-  if (!args.requires_grad()) return py::none();
   const Cell cell = cell_named(cell_name);
   seqkern::ops::LayerResult r;
   {
     py::gil_scoped_release no_gil;
-    r = seqkern::ops::differentiable_layer(cell, args[0], args.optional(1), args[2],
-                                           args.optional(3), args.from(4), save);
+    r = args.differentiable()
+            ? seqkern::ops::differentiable_layer(cell, args[0], args.optional(1), args[2],
+                                                 args.optional(3), args.from(4), save)
+            : seqkern::ops::plain_layer(cell, args[0], args.optional(1), args[2], args.optional(3),
+                                        args.from(4));
   }
   return py::make_tuple(wrap(std::move(r.output)), wrap(std::move(r.h_n)), wrap(std::move(r.c_n)));
 }
@@ -99,19 +101,19 @@ py::object step(std::string_view cell_name, const py::args& given) {
   const size_t states = seqkern::ops::cell_info(cell).has_cell_state ? 2 : 1;
   if (given.size() != states + 5) throw py::type_error("not the arguments of this cell's step");
   Arguments args;
-  if (!plain_grad_mode()) return py::none();
+  if (!plain_mode()) return py::none();
   for (size_t i = 0; i < given.size(); ++i) {
     const bool required = i == 0 || i == states + 1 || i == states + 2;
     if (required ? !args.take(given[i]) : !args.take_optional(given[i])) return py::none();
   }
-  if (!args.requires_grad()) return py::none();
   seqkern::ops::StepResult r;
   {
     py::gil_scoped_release no_gil;
     const size_t w = states + 1;
-    r = seqkern::ops::differentiable_step(cell, args[0], args.optional(1),
-                                          states == 2 ? args.optional(2) : std::nullopt, args[w],
-                                          args[w + 1], args.optional(w + 2), args.optional(w + 3));
+    const auto run =
+        args.differentiable() ? seqkern::ops::differentiable_step : seqkern::ops::plain_step;
+    r = run(cell, args[0], args.optional(1), states == 2 ? args.optional(2) : std::nullopt, args[w],
+            args[w + 1], args.optional(w + 2), args.optional(w + 3));
   }
   if (states == 1) return wrap(std::move(r.h));
   return py::make_tuple(wrap(std::move(r.h)), wrap(std::move(r.c)));

@@ -65,7 +65,7 @@ _functorch_active = torch._C._are_functorch_transforms_active
 _grad_enabled = torch.is_grad_enabled
 _exporting = torch.compiler.is_exporting
 _dynamo_compiling = torch.compiler.is_dynamo_compiling
-_trained_layer, _trained_step = _C.layer, _C.step
+_eager_layer, _eager_step = _C.layer, _C.step
 
 # Asked once: Dynamo can't trace the question. A torch without oneDNN does not have it.
 _ONEDNN = {
@@ -231,8 +231,8 @@ def rnn_cell(
 
 
 def plain_step(cell: str, input: Tensor, *rest: Tensor | None):
-    """A step by what knows no rules for what may lie around it: without grad the operator, which
-    has no derivative, else one node of autograd. None where more than eager mode is at work.
+    """A step by what knows no rules for what may lie around it: one node of autograd, or without grad
+    the operator, which has no derivative. None where more than eager mode is at work.
 
     Arguments after the cell's name are those of the operator.
     """
@@ -244,10 +244,10 @@ def plain_step(cell: str, input: Tensor, *rest: Tensor | None):
         and forward_ad._current_level < 0
         and not _exporting()
     ):
+        if not _dynamo_compiling() and (new := _eager_step(cell, input, *rest)) is not None:
+            return new
         if not _grad_enabled():
             return STEP[cell](input, *rest)
-        if not _dynamo_compiling():
-            return _trained_step(cell, input, *rest)
     return None
 
 
@@ -301,24 +301,23 @@ def layer(
 
 
 def _with_kernel(cell, input, batch_sizes, h_0, c_0, params, save) -> tuple[Tensor, ...]:
-    if _grad_enabled():
-        # Dynamo and transforms know Functions alone.
-        if not _dynamo_compiling() and not _functorch_active():
-            results = _trained_layer(cell, input, batch_sizes, h_0, c_0, params, save)
-            if results is not None:
-                return results
-        if (
-            input.requires_grad
-            or h_0.requires_grad
-            or (c_0 is not None and c_0.requires_grad)
-            or any(p.requires_grad for p in params)
-            # Under vmap a tensor that requires grad at an outer level does not say so.
-            or _functorch_active()
-        ):
-            tensors = (input, h_0, c_0, *params)
-            if _dynamo_compiling():
-                tensors = _distinct(tensors)
-            return Layer.apply(cell, save, batch_sizes, *tensors)[:3]
+    # Dynamo and transforms know Functions and operators alone.
+    if not _dynamo_compiling() and not _functorch_active():
+        results = _eager_layer(cell, input, batch_sizes, h_0, c_0, params, save)
+        if results is not None:
+            return results
+    if _grad_enabled() and (
+        input.requires_grad
+        or h_0.requires_grad
+        or (c_0 is not None and c_0.requires_grad)
+        or any(p.requires_grad for p in params)
+        # Under vmap a tensor that requires grad at an outer level does not say so.
+        or _functorch_active()
+    ):
+        tensors = (input, h_0, c_0, *params)
+        if _dynamo_compiling():
+            tensors = _distinct(tensors)
+        return Layer.apply(cell, save, batch_sizes, *tensors)[:3]
     return FORWARD[cell](input, batch_sizes, h_0, c_0, params, "none")[:3]
 
 

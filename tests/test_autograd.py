@@ -187,6 +187,22 @@ def test_calls_of_a_node_that_do_not_fit():
         _C.step("lstm", torch.ones(2, 3))
 
 
+@pytest.mark.parametrize("mode", (torch.no_grad, torch.inference_mode))
+@pytest.mark.parametrize("cell, P", KINDS)
+def test_without_grad_the_operator_alone_runs(cell, P, mode):
+    """With nothing kept, and results that may be changed in place."""
+    case = Case(cell, T=3, B=2, P=P, D=2)
+    tensors = [t.requires_grad_() for t in leaves(case)]
+    expected = case.call(functional, *tensors)
+    with mode(), Asked() as asked:
+        results = case.call(functional, *tensors)
+    assert asked == [(f"{cell}_forward", [])]
+    for got, want in zip(results, expected, strict=True):
+        assert torch.equal(got, want)
+        assert not got.requires_grad and not got._is_view()
+        assert got.is_inference() == (mode is torch.inference_mode)
+
+
 @pytest.mark.parametrize("save", ("gates", "states"))
 @pytest.mark.parametrize("sizes", (None, (2, 2, 1)), ids=("padded", "ragged"))
 @pytest.mark.parametrize("bias", (True, False), ids=("bias", "no_bias"))

@@ -38,25 +38,38 @@ SEQKERN_INLINE void finish_step(const StepArgs<T>& a, int64_t unit, int64_t firs
         b_hh[g] = lanes.get(a.b_hh + g * H + unit);
       }
     }
-    for (int64_t b = 0; b < rows; ++b) {
-      const int64_t row = first + b, at = row * H + unit;
-      V x[G], q[G], saved[S > 0 ? S : 1], c{}, h_prev{};
+    V saved[kMaxRows][S > 0 ? S : 1];
+    const auto gates = [&](int64_t b) __attribute__((always_inline)) {
+      V x[G], q[G];
       sums(b, x, q);
       for (int g = 0; g < G; ++g) {
         x[g] += b_ih[g];
         q[g] += b_hh[g];
       }
+      C::template activate<Math<T>>(x, q, saved[b]);
+    };
+    const auto state = [&](int64_t b) __attribute__((always_inline)) {
+      const int64_t row = first + b, at = row * H + unit;
+      V c{}, h_prev{};
       if constexpr (C::kRecurrentBias) h_prev = lanes.get(a.h + at);
       if constexpr (C::kHasCellState) c = lanes.get(a.c + at);
-      C::template activate<Math<T>>(x, q, saved);
-      lanes.put(a.output + row * a.ldo + unit, C::template combine<Math<T>>(saved, h_prev, c));
+      const V h = C::template combine<Math<T>>(saved[b], h_prev, c);
+      lanes.put(a.output + row * a.ldo + unit, h);
       if constexpr (C::kHasCellState) lanes.put(a.c_n + at, c);
       if constexpr (S > 0) {
         if (a.gates) {
-          for (int k = 0; k < S; ++k) lanes.put(a.gates + row * (S * H) + k * H + unit, saved[k]);
+          for (int k = 0; k < S; ++k) {
+            lanes.put(a.gates + row * (S * H) + k * H + unit, saved[b][k]);
+          }
         }
       }
+    };
+    // Apart for the reason of forward_epilogue_of.
+    for (int64_t b = 0; b < rows; ++b) {
+      gates(b);
+      if constexpr (!C::kHasCellState) state(b);
     }
+    for (int64_t b = 0; C::kHasCellState && b < rows; ++b) state(b);
   };
   if (H - unit >= kLanes) {
     finish(Access<T, true>{kLanes});

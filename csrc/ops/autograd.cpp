@@ -29,14 +29,24 @@ using Backward = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>, Tensor,
     at::TensorList params, const Tensor& output, const Tensor& gates, const Tensor& cells,
     bool needs_input_grad, bool needs_h_0_grad, bool needs_params_grad, bool step_grads);
 
+using Step = Tensor(const Tensor& input, const Optional& h, const Tensor& w_ih, const Tensor& w_hh,
+                    const Optional& b_ih, const Optional& b_hh);
+using StepWithState = std::tuple<Tensor, Tensor>(const Tensor& input, const Optional& h,
+                                                 const Optional& c, const Tensor& w_ih,
+                                                 const Tensor& w_hh, const Optional& b_ih,
+                                                 const Optional& b_hh);
+
+template <typename F>
+c10::TypedOperatorHandle<F> of_cell(Cell cell, const char* rest) {
+  const std::string name = std::string("seqkern::") + cell_info(cell).name + rest;
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name.c_str(), "").typed<F>();
+}
+
 template <typename F>
 std::vector<c10::TypedOperatorHandle<F>> of_cells(const char* rest) {
   std::vector<c10::TypedOperatorHandle<F>> found;
   for (int cell = 0; cell < kNumCells; ++cell) {
-    const std::string name = cell_info(static_cast<Cell>(cell)).name;
-    found.push_back(c10::Dispatcher::singleton()
-                        .findSchemaOrThrow(("seqkern::" + name + rest).c_str(), "")
-                        .typed<F>());
+    found.push_back(of_cell<F>(static_cast<Cell>(cell), rest));
   }
   return found;
 }
@@ -250,6 +260,29 @@ StepResult differentiable_step(Cell cell, const Tensor& input, const Optional& h
   }
   variable_list r = StepFunction::apply(cell, input, *from_h, from_c, at::TensorList(params));
   return {r[0], info.has_cell_state ? r[1] : Tensor()};
+}
+
+LayerResult plain_layer(Cell cell, const Tensor& input, const Optional& batch_sizes,
+                        const Tensor& h_0, const Optional& c_0, at::TensorList params) {
+  const at::AutoDispatchBelowADInplaceOrView below;
+  auto [output, h_n, c_n, gates, cells] =
+      forward_op(cell).call(input, batch_sizes, h_0, c_0, params, "none");
+  return {output, h_n, c_n};
+}
+
+StepResult plain_step(Cell cell, const Tensor& input, const Optional& h, const Optional& c,
+                      const Tensor& w_ih, const Tensor& w_hh, const Optional& b_ih,
+                      const Optional& b_hh) {
+  const at::AutoDispatchBelowADInplaceOrView below;
+  if (cell == Cell::Lstm) {
+    static const auto lstm = of_cell<StepWithState>(Cell::Lstm, "_step");
+    auto [new_h, new_c] = lstm.call(input, h, c, w_ih, w_hh, b_ih, b_hh);
+    return {new_h, new_c};
+  }
+  static const c10::TypedOperatorHandle<Step> ops[] = {of_cell<Step>(Cell::Gru, "_step"),
+                                                       of_cell<Step>(Cell::RnnTanh, "_step"),
+                                                       of_cell<Step>(Cell::RnnRelu, "_step")};
+  return {ops[static_cast<int>(cell) - 1].call(input, h, w_ih, w_hh, b_ih, b_hh), Tensor()};
 }
 
 void set_layer_grad(LayerGrad given) { layer_grad = given; }

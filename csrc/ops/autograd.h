@@ -1,5 +1,5 @@
-// A layer and one step of a cell as nodes of autograd, for plain eager mode; what
-// seqkern/autograd.py's Layer is where more is at work.
+// A layer and one step of a cell for plain eager mode: as nodes of autograd, what
+// seqkern/autograd.py's Layer is where more is at work; and without a gradient.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -30,6 +30,15 @@ StepResult differentiable_step(Cell cell, const at::Tensor& input,
                                const std::optional<at::Tensor>& c, const at::Tensor& w_ih,
                                const at::Tensor& w_hh, const std::optional<at::Tensor>& b_ih,
                                const std::optional<at::Tensor>& b_hh);
+
+// The same below autograd: the operators, without Python's reading of their arguments.
+LayerResult plain_layer(Cell cell, const at::Tensor& input,
+                        const std::optional<at::Tensor>& batch_sizes, const at::Tensor& h_0,
+                        const std::optional<at::Tensor>& c_0, at::TensorList params);
+StepResult plain_step(Cell cell, const at::Tensor& input, const std::optional<at::Tensor>& h,
+                      const std::optional<at::Tensor>& c, const at::Tensor& w_ih,
+                      const at::Tensor& w_hh, const std::optional<at::Tensor>& b_ih,
+                      const std::optional<at::Tensor>& b_hh);
 
 // A backward pass with a derivative of its own, which is Python's; batch_sizes may be undefined.
 // Called where a backward pass runs with grad mode on. Not through an operator: those that are made

@@ -173,6 +173,8 @@ PYBIND11_MODULE(_C, m) {
   });
   m.def("cpu_capabilities", &seqkern::cpu::supported);
   m.def("cpu_bfloat16", [] { return seqkern::cpu::bf16_kernels() != nullptr; });
+  m.def("cpu_bfloat16_is_slow", &seqkern::cpu::bf16_is_slow);
+  m.def("deny_slow_bfloat16", &seqkern::cpu::deny_slow_bf16, py::arg("deny"));
   m.def("cpu_capability", [] { return seqkern::cpu::name(seqkern::cpu::current()); });
   m.def(
       "set_cpu_capability", [](const std::string& name) { seqkern::cpu::set_current(name); },
@@ -196,6 +198,8 @@ PYBIND11_MODULE(_C, m) {
       py::kw_only(), py::arg("B"), py::arg("H"), py::arg("K"), py::arg("gates"),
       py::arg("directions"), py::arg("ragged"), py::arg("panel_units"), py::arg("element_size"),
       py::arg("min_chunk_rows"), py::arg("threads"));
+  m.def("slow_pairs_pay", &seqkern::cpu::slow_pairs_pay, py::arg("B"), py::arg("R"),
+        py::arg("weights"));
   // For tests of the CUDA kernels: cuda/plan.h.
   m.def("force_cuda_plan", &seqkern::cuda::force_plan, py::arg("tier") = "",
         py::arg("chunk_rows") = 0);

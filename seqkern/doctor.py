@@ -76,7 +76,12 @@ def check_build(report: Report) -> None:
     report.line("CPU capability", f"{_C.cpu_capability()} in use")
     found, compiled = _C.cpu_capabilities(), info["capabilities"]
     report.line("", f"found {', '.join(found)}; compiled {', '.join(compiled)}")
-    computes = "multiplied in pairs" if _C.cpu_bfloat16() else "converted to float32"
+    computes = "converted to float32"
+    if _C.cpu_bfloat16():
+        few = _C.cpu_bfloat16_is_slow()
+        computes = (
+            f"few rows multiplied in pairs, else {computes}" if few else "multiplied in pairs"
+        )
     report.line("bfloat16", f"{computes} on the CPU")
     forced = os.environ.get(_build.CAPABILITY_VARIABLE)
     if forced:

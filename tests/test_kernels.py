@@ -434,14 +434,22 @@ PAIRED = (
 )
 
 
+@pytest.fixture
+def in_pairs():
+    """bfloat16 is multiplied in pairs wherever it can be, on processors that are slow at it too."""
+    if not _C.cpu_bfloat16():
+        pytest.skip("this machine or build has no kernels for bfloat16")
+    _C.deny_slow_bfloat16(True)
+    yield
+    _C.deny_slow_bfloat16(False)
+
+
 @pytest.mark.parametrize(("threads", "save"), ((1, "gates"), (2, "gates"), (3, "states")))
 @pytest.mark.parametrize("shape", PAIRED, ids=str)
 @pytest.mark.parametrize("cell", CELLS)
-def test_bfloat16_in_pairs(cell, shape, threads, save):
+def test_bfloat16_in_pairs(in_pairs, cell, shape, threads, save):
     """Against torch, and against the level that converts, whose rounding is the finer one. (At the
     kink of relu the least rounding decides for a gradient or none.)"""
-    if not _C.cpu_bfloat16():
-        pytest.skip("this machine or build has no kernels for bfloat16")
     torch.set_num_threads(threads)
     case = Case(cell, **shape)
     contexts = {"pairs": use_cpu_capability("avx512"), "converted": use_cpu_capability("avx2")}
@@ -454,11 +462,9 @@ def test_bfloat16_in_pairs(cell, shape, threads, save):
 
 @pytest.mark.parametrize("D", (1, 2))
 @pytest.mark.parametrize("batch_sizes", (None, (4,) * 250 + (3,) * 150))
-def test_bfloat16_of_slow_gates(batch_sizes, D):
+def test_bfloat16_of_slow_gates(in_pairs, batch_sizes, D):
     """A GRU whose update gate is nearly shut adds to h less than half a unit in the last place of
     bfloat16: h is carried with more bits, so that no more is lost than by the level that converts."""
-    if not _C.cpu_bfloat16():
-        pytest.skip("this machine or build has no kernels for bfloat16")
     torch.set_num_threads(2)
     case = Case("gru", T=400, B=4, I=8, H=32, D=D, batch_sizes=batch_sizes)
     given = case.arguments(torch.bfloat16)
@@ -474,7 +480,7 @@ def test_bfloat16_of_slow_gates(batch_sizes, D):
 
 
 @pytest.mark.parametrize("P", (4, 5))
-def test_bfloat16_projected(P):
+def test_bfloat16_projected(in_pairs, P):
     torch.set_num_threads(2)
     for shape in PAIRED[2:4]:
         check_levels(Case("lstm", P=P, **shape), torch.bfloat16)

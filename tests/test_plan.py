@@ -108,3 +108,13 @@ def test_chunk_rows():
 )
 def test_chunk_steps(offsets, rows, bounds):
     assert _C.chunk_steps(offsets, rows) == bounds
+
+
+def test_slow_pairs():
+    """Where a pair's product is slow, it pays for few products, or for few rows with weights that do not
+    stay in a core's cache."""
+    large = 4 * 512 * 512
+    assert _C.slow_pairs_pay(B=1, R=32, weights=1024)
+    assert not _C.slow_pairs_pay(B=1, R=33, weights=1024)
+    assert _C.slow_pairs_pay(B=4, R=500, weights=large)
+    assert not _C.slow_pairs_pay(B=5, R=500, weights=large)

@@ -66,6 +66,8 @@ std::vector<std::string> names_where(Predicate predicate) {
   return names;
 }
 
+std::atomic<bool> slow_bf16_denied{false};
+
 Capability highest() {
   Capability best = Capability::Default;
   for (Capability capability : kAll) {
@@ -137,6 +139,21 @@ const LayerKernels<Bf16>* bf16_kernels() {
   if (there && current() == Capability::AVX512) return &AVX512_BF16::bf16_table();
 #endif
   return nullptr;
+}
+
+void deny_slow_bf16(bool deny) { slow_bf16_denied = deny; }
+
+bool bf16_is_slow() {
+  if (slow_bf16_denied) return false;
+#if defined(__x86_64__) || defined(__i386__)
+  static const bool intel = [] {
+    __builtin_cpu_init();
+    return __builtin_cpu_is("intel") > 0;
+  }();
+  return intel;
+#else
+  return false;
+#endif
 }
 
 }  // namespace seqkern::cpu

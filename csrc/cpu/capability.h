@@ -35,4 +35,10 @@ const KernelTable& kernels();
 // Those for bfloat16, where that level and the processor have instructions for it; else null.
 const LayerKernels<Bf16>* bf16_kernels();
 
+// Whether those multiply at half the rate of float32, as Intel's processors do without AMX (a
+// multiply-add of 32 elements in two cycles, beside two of 16 in one), and not at twice that rate.
+bool bf16_is_slow();
+// For tests: it says no, so that all layers are multiplied so that can be.
+void deny_slow_bf16(bool deny);
+
 }  // namespace seqkern::cpu

@@ -33,6 +33,10 @@ int product_threads(int64_t M, int64_t N, int64_t K, int available_threads);
 
 Plan make_plan(const Problem& problem, int available_threads);
 
+// Whether a layer of bfloat16 is better multiplied in pairs at half the rate of float32 than
+// converted, for B rows a step, R in all, and so many recurrent weights.
+bool slow_pairs_pay(int64_t B, int64_t R, int64_t weights);
+
 // The boundaries 0 = t_0 < t_1 < ... < T of chunks with at most chunk_rows rows each, or one step.
 // They are nearly equal: two directions take them in opposite order at the same time.
 std::vector<int64_t> chunk_steps(const std::vector<int64_t>& offsets, int64_t chunk_rows);

@@ -217,8 +217,9 @@ Arithmetic<T>* pack_bias(Run<T>& run, const Direction& direction) {
 
 // Kernels for the layer's bfloat16, which multiply pairs; null where it is converted.
 inline const cpu::LayerKernels<Bf16>* bf16_kernels(const Layer& s, const Tensor& input) {
-  const bool pairs = s.H % 2 == 0 && s.K % 2 == 0;
-  return input.scalar_type() == at::kBFloat16 && pairs ? cpu::bf16_kernels() : nullptr;
+  if (input.scalar_type() != at::kBFloat16 || s.H % 2 != 0 || s.K % 2 != 0) return nullptr;
+  const bool pay = !cpu::bf16_is_slow() || cpu::slow_pairs_pay(s.B, s.R, s.info.gates * s.H * s.K);
+  return pay ? cpu::bf16_kernels() : nullptr;
 }
 
 }  // namespace seqkern::ops

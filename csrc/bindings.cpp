@@ -184,9 +184,10 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "plan",
       [](int64_t B, int64_t H, int64_t K, int gates, int directions, bool ragged, int panel_units,
-         int element_size, int64_t min_chunk_rows, int threads) {
+         int element_size, int64_t min_chunk_rows, int64_t cache_bytes, int threads) {
         const seqkern::cpu::Problem problem{
-            B, H, K, gates, directions, ragged, panel_units, element_size, min_chunk_rows};
+            B,          H, K, gates, directions, ragged, panel_units, element_size, min_chunk_rows,
+            cache_bytes};
         const seqkern::cpu::Plan plan = seqkern::cpu::make_plan(problem, threads);
         py::dict result;
         result["threads"] = plan.threads;
@@ -197,7 +198,7 @@ PYBIND11_MODULE(_C, m) {
       },
       py::kw_only(), py::arg("B"), py::arg("H"), py::arg("K"), py::arg("gates"),
       py::arg("directions"), py::arg("ragged"), py::arg("panel_units"), py::arg("element_size"),
-      py::arg("min_chunk_rows"), py::arg("threads"));
+      py::arg("min_chunk_rows"), py::arg("cache_bytes"), py::arg("threads"));
   m.def("slow_pairs_pay", &seqkern::cpu::slow_pairs_pay, py::arg("B"), py::arg("R"),
         py::arg("weights"));
   // For tests of the CUDA kernels: cuda/plan.h.

@@ -15,6 +15,7 @@ LSTM = {
     "panel_units": 8,
     "element_size": 4,
     "min_chunk_rows": 64,
+    "cache_bytes": 2**20,
     "threads": 2,
 }
 
@@ -41,6 +42,11 @@ def test_rows_are_split_where_weights_are_few():
     assert not plan(B=8, H=65, K=64)["split_rows"]
     assert not plan(B=7, H=64, K=64)["split_rows"]
     assert not plan(B=8, H=64, K=64, ragged=True)["split_rows"]
+    # 1 MiB of them, half of a large cache, and more.
+    large = {"B": 8, "H": 256, "K": 256}
+    assert plan(**large, cache_bytes=2**21)["split_rows"]
+    assert not plan(**large, cache_bytes=2**21 - 2**12)["split_rows"]
+    assert not plan(**large | {"K": 257}, cache_bytes=2**21)["split_rows"]
     # The busiest of eight threads would have 5 of 33 rows, or an eighth of the units.
     assert not plan(B=33, H=64, K=64, threads=8)["split_rows"]
     assert plan(B=40, H=64, K=64, threads=8)["split_rows"]

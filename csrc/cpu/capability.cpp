@@ -1,5 +1,7 @@
 #include "cpu/capability.h"
 
+#include <unistd.h>
+
 #include <atomic>
 #include <stdexcept>
 
@@ -139,6 +141,17 @@ const LayerKernels<Bf16>* bf16_kernels() {
   if (there && current() == Capability::AVX512) return &AVX512_BF16::bf16_table();
 #endif
   return nullptr;
+}
+
+int64_t cache_bytes() {
+  static const int64_t bytes = [] {
+    int64_t found = 0;
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+    found = sysconf(_SC_LEVEL2_CACHE_SIZE);
+#endif
+    return found > 0 ? found : int64_t(1) << 20;
+  }();
+  return bytes;
 }
 
 void deny_slow_bf16(bool deny) { slow_bf16_denied = deny; }

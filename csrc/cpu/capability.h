@@ -1,6 +1,8 @@
-// Which of the compiled SIMD levels this machine has, and which one is in use.
+// Which of the compiled SIMD levels this machine has, which one is in use, and what else of its
+// cores is to be known.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -40,5 +42,8 @@ const LayerKernels<Bf16>* bf16_kernels();
 bool bf16_is_slow();
 // For tests: it says no, so that all layers are multiplied so that can be.
 void deny_slow_bf16(bool deny);
+
+// Bytes of a core's second-level cache; 1 MiB where the system does not say.
+int64_t cache_bytes();
 
 }  // namespace seqkern::cpu

@@ -12,9 +12,12 @@ namespace {
 // Flops of a step that take as long as one more thread makes the barrier after it.
 constexpr int64_t kBarrierFlops = 4096;
 
-// Recurrent weights of no more bytes than this cost little to read again, from the second-level
-// cache, for the rows of every thread.
-constexpr int64_t kRowsBytes = 64 * 1024;
+// Recurrent weights of no more bytes than this cost less to read again, from the second-level
+// cache, for the rows of every thread, than what a split of the units moves between the cores: half
+// of a large cache, which is a fast one too.
+int64_t rows_bytes(int64_t cache_bytes) {
+  return cache_bytes >= 2 << 20 ? cache_bytes / 2 : 64 * 1024;
+}
 
 // Bytes of weights that are worth a core of their own: about 5 us, as two processes whose threads
 // wait for each other at every step of less stand still whenever they have to share the cores.
@@ -53,7 +56,7 @@ Plan make_plan(const Problem& p, int available_threads) {
   const int64_t by_units = shared ? useful : std::min(useful, panels);
   const double units_imbalance = shared && panels > useful ? 1 : imbalance(panels, useful),
                rows_over_units = imbalance(p.B, useful) / units_imbalance;
-  const bool few_weights = weight_bytes <= kRowsBytes;
+  const bool few_weights = weight_bytes <= rows_bytes(p.cache_bytes);
   plan.split_rows = !p.ragged && useful > 1 && p.B >= 4 * useful &&
                     rows_over_units < (few_weights ? 1.2 : 1 / 1.2);
   const int64_t each = plan.split_rows ? useful : by_units;

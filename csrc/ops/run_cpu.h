@@ -88,7 +88,8 @@ struct Run {
                              .ragged = s.ragged,
                              .panel_units = panel_units,
                              .element_size = sizeof(A),
-                             .min_chunk_rows = min_chunk_rows},
+                             .min_chunk_rows = min_chunk_rows,
+                             .cache_bytes = cpu::cache_bytes()},
                             at::get_num_threads())),
         chunks(s, plan.chunk_rows) {}
 

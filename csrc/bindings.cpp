@@ -183,11 +183,10 @@ PYBIND11_MODULE(_C, m) {
   // The planner, for its tests: cpu/plan.h says what the sizes mean.
   m.def(
       "plan",
-      [](int64_t B, int64_t H, int64_t K, int gates, int directions, bool ragged, int panel_units,
+      [](int64_t B, int64_t H, int64_t K, int gates, int directions, int panel_units,
          int element_size, int64_t min_chunk_rows, int64_t cache_bytes, int threads) {
         const seqkern::cpu::Problem problem{
-            B,          H, K, gates, directions, ragged, panel_units, element_size, min_chunk_rows,
-            cache_bytes};
+            B, H, K, gates, directions, panel_units, element_size, min_chunk_rows, cache_bytes};
         const seqkern::cpu::Plan plan = seqkern::cpu::make_plan(problem, threads);
         py::dict result;
         result["threads"] = plan.threads;
@@ -197,7 +196,7 @@ PYBIND11_MODULE(_C, m) {
         return result;
       },
       py::kw_only(), py::arg("B"), py::arg("H"), py::arg("K"), py::arg("gates"),
-      py::arg("directions"), py::arg("ragged"), py::arg("panel_units"), py::arg("element_size"),
+      py::arg("directions"), py::arg("panel_units"), py::arg("element_size"),
       py::arg("min_chunk_rows"), py::arg("cache_bytes"), py::arg("threads"));
   m.def("slow_pairs_pay", &seqkern::cpu::slow_pairs_pay, py::arg("B"), py::arg("R"),
         py::arg("weights"));

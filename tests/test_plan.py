@@ -11,7 +11,6 @@ LSTM = {
     "K": 128,
     "gates": 4,
     "directions": 1,
-    "ragged": False,
     "panel_units": 8,
     "element_size": 4,
     "min_chunk_rows": 64,
@@ -41,7 +40,6 @@ def test_rows_are_split_where_weights_are_few():
     assert plan(B=8, H=64, K=64)["split_rows"]
     assert not plan(B=8, H=65, K=64)["split_rows"]
     assert not plan(B=7, H=64, K=64)["split_rows"]
-    assert not plan(B=8, H=64, K=64, ragged=True)["split_rows"]
     # 1 MiB of them, half of a large cache, and more.
     large = {"B": 8, "H": 256, "K": 256}
     assert plan(**large, cache_bytes=2**21)["split_rows"]
@@ -52,19 +50,17 @@ def test_rows_are_split_where_weights_are_few():
     assert plan(B=40, H=64, K=64, threads=8)["split_rows"]
 
 
-@pytest.mark.parametrize("B, ragged, rows", [(128, False, True), (128, True, False)])
-def test_rows_are_split_where_there_are_too_few_panels(B, ragged, rows):
-    """One panel for two threads; where rows may not stay with a thread, they share it each step."""
-    found = plan(H=16, K=16, panel_units=16, B=B, ragged=ragged)
-    assert found["split_rows"] is rows
-    assert found["threads"] == 2
+def test_rows_are_split_where_there_are_too_few_panels():
+    """One panel for two threads."""
+    found = plan(H=16, K=16, panel_units=16, B=128)
+    assert found["split_rows"] and found["threads"] == 2
 
 
 def test_units_are_split_where_few_panels_are_left():
     """Five panels for four threads: the fifth is shared, if it has rows enough."""
     found = plan(H=80, K=80, panel_units=16, B=64, threads=4)
     assert found["threads"] == 4 and not found["split_rows"]
-    one = {"H": 32, "K": 32, "panel_units": 32, "ragged": True}
+    one = {"H": 32, "K": 32, "panel_units": 32}
     assert plan(**one, B=5)["threads"] == 1
     assert plan(**one, B=6)["threads"] == 2
 

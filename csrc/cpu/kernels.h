@@ -20,11 +20,13 @@ namespace seqkern::cpu {
 class Barrier;
 
 // A thread's place in the team that works on one direction. The team splits either the hidden
-// units (one barrier a step) or the batch rows (none).
+// units (one barrier a step) or the rows: of all steps alike (no barrier) or, ragged, of each step
+// anew.
 struct Worker {
   int index;
   int count;
   bool split_rows;
+  bool ragged;
   Barrier* barrier;
 };
 

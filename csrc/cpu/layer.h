@@ -116,13 +116,13 @@ struct Part {
 
   // Calls f(p, next, rows) for what this thread does of a step's rows with n panels, and the panel
   // that follows, maybe in the next step. Split rows: each panel for the thread's share of the
-  // batch, so that a row stays with its thread. Split units: whole panels, and some rows of those
-  // that are shared.
+  // rows. Split units, which steps of few rows are in any case where there is a barrier: whole
+  // panels, and some rows of those that are shared.
   template <class F>
-  SEQKERN_INLINE void deal(int64_t n, int64_t batch, int64_t rows, F&& f) const {
+  SEQKERN_INLINE void deal(int64_t n, int64_t rows, F&& f) const {
     const int index = worker.index, count = worker.count;
-    if (worker.split_rows) {
-      const Range mine = intersection(share(batch, index, count), {0, rows});
+    if (worker.split_rows && (!worker.ragged || rows >= kLeastRows * count)) {
+      const Range mine = share(rows, index, count);
       for (int64_t p = 0; p < n; ++p) f(p, p + 1 < n ? p + 1 : 0, mine);
       return;
     }
@@ -143,7 +143,7 @@ struct Part {
     }
   }
   SEQKERN_INLINE void wait() const {
-    if (!worker.split_rows) worker.barrier->wait(worker.index, worker.count);
+    if (!worker.split_rows || worker.ragged) worker.barrier->wait(worker.index, worker.count);
   }
 };
 
@@ -329,7 +329,7 @@ void forward(const ForwardArgs<T>& a, const Worker& worker) {
   using A = Arithmetic<T>;
   constexpr int G = C::kGates, kVectors = panel_vectors(G), kLanes = kLanesOf<T>;
   const Part part{worker};
-  const int64_t H = a.H, K = a.K, batch = a.steps.offsets[1] - a.steps.offsets[0];
+  const int64_t H = a.H, K = a.K;
   EarlyProducts<T, kVectors, 1> early(worker, a.w_hh, H, unit_vectors(G) * kLanes);
   const auto step = [&](int64_t i) {
     return step_at(a.steps, a.steps.reverse ? a.steps.begin + a.steps.end - 1 - i : i);
@@ -339,7 +339,7 @@ void forward(const ForwardArgs<T>& a, const Worker& worker) {
     const T* const h_prev = a.output + s.before * a.ldo;
     const bool begun = early.pending;
     if (begun) early.begin(s.rows, h_prev, a.ldo);
-    part.deal(num_panels<T>(G, H), batch, s.rows, [&](int64_t p, int64_t next_panel, Range rows) {
+    part.deal(num_panels<T>(G, H), s.rows, [&](int64_t p, int64_t next_panel, Range rows) {
       if (a.product) {
         const int64_t unit = p * unit_vectors(G) * kLanes;
         if (rows.begin < rows.end) {
@@ -379,7 +379,7 @@ void forward(const ForwardArgs<T>& a, const Worker& worker) {
     }
     part.wait();
     if (a.w_hr) {
-      part.deal(num_panels<T>(1, K), batch, s.rows, [&](int64_t p, int64_t next_panel, Range all) {
+      part.deal(num_panels<T>(1, K), s.rows, [&](int64_t p, int64_t next_panel, Range all) {
         for_tiles<T, kPlainVectors>(
             all.begin, all.end, a.hidden, H, a.w_hr + p * panel_size<T>(1, H),
             a.w_hr + next_panel * panel_size<T>(1, H), H,
@@ -493,7 +493,7 @@ void backward(const BackwardArgs<T>& a, const Worker& worker) {
   constexpr int kLanes = kLanesOf<T>;
   const Part part{worker};
   const Steps& steps = a.steps;
-  const int64_t H = a.H, K = a.K, batch = steps.offsets[1] - steps.offsets[0];
+  const int64_t H = a.H, K = a.K;
   const int64_t width = C::kGradGates * H, k = C::kGates * H;
   EarlyProducts<T, kPlainVectors, C::kGates> early(worker, a.w_hh, H, kPlainVectors * kLanes);
   // Against the direction's own time.
@@ -510,7 +510,7 @@ void backward(const BackwardArgs<T>& a, const Worker& worker) {
 
     // The recurrent part of dLoss/dh_t, handed to `epilogue` tile by tile.
     const auto recurrent = [&](auto epilogue) {
-      part.deal(num_panels<T>(1, K), batch, s.rows, [&](int64_t p, int64_t next_panel, Range rows) {
+      part.deal(num_panels<T>(1, K), s.rows, [&](int64_t p, int64_t next_panel, Range rows) {
         if (begun) {
           epilogue(a, s, p, 0, s.rows,
                    Source<A>{early.end(p, s.rows, next, width), kPlainVectors * kLanes, kLanes, 0});
@@ -540,7 +540,7 @@ void backward(const BackwardArgs<T>& a, const Worker& worker) {
       recurrent(projected_grad<T>);
       part.wait();
       const T* grad_h = a.grad_h + (s.row - steps.offsets[steps.begin]) * K;
-      part.deal(num_panels<T>(1, H), batch, s.rows, [&](int64_t p, int64_t next_panel, Range all) {
+      part.deal(num_panels<T>(1, H), s.rows, [&](int64_t p, int64_t next_panel, Range all) {
         for_tiles<T, kPlainVectors>(all.begin, all.end, grad_h, K, a.w_hr + p * panel_size<T>(1, K),
                                     a.w_hr + next_panel * panel_size<T>(1, K), K,
                                     [&](int64_t first, int64_t rows, const A* out) {

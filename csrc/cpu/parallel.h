@@ -54,6 +54,9 @@ void parallel(int threads, F&& body) {
   return left * rows + 3 * count <= count * rows ? left : 0;
 }
 
+// Rows of a step that are a thread's at least where rows are split: fewer do not fill a tile.
+inline constexpr int64_t kLeastRows = 4;
+
 // Whether this process was forked from one that had loaded seqkern.
 bool forked();
 

@@ -10,7 +10,6 @@ struct Problem {
   int64_t B, H, K;  // B: rows of the first step
   int gates;        // columns of a row's activations or gradients, in units of H
   int directions;
-  bool ragged;             // steps have different numbers of rows
   int panel_units;         // hidden units in one panel of packed weights
   int element_size;        // bytes of the arithmetic's type
   int64_t min_chunk_rows;  // fewest rows worth a product of their own outside the time loop
@@ -20,7 +19,7 @@ struct Problem {
 struct Plan {
   int threads;         // wanted of the region
   int teams;           // one for each direction, or one that does them in turn
-  bool split_rows;     // a direction's team splits the batch (no barrier) or the hidden units
+  bool split_rows;     // a direction's team splits rows or the hidden units
   int64_t chunk_rows;  // rows of a chunk, at least one step
 };
 

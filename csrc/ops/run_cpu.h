@@ -85,7 +85,6 @@ struct Run {
                              .K = s.K,
                              .gates = width,
                              .directions = static_cast<int>(s.D),
-                             .ragged = s.ragged,
                              .panel_units = panel_units,
                              .element_size = sizeof(A),
                              .min_chunk_rows = min_chunk_rows,
@@ -146,10 +145,10 @@ struct Run {
       if (index >= count) return;
       if (plan.teams == 2 && count >= 2) {
         const int d = index % 2, members = (count + 1 - d) / 2;
-        work(d, cpu::Worker{index / 2, members, plan.split_rows, &barriers[d]});
+        work(d, cpu::Worker{index / 2, members, plan.split_rows, s.ragged, &barriers[d]});
       } else {
         for (int64_t d = 0; d < s.D; ++d) {
-          work(d, cpu::Worker{index, count, plan.split_rows, &barriers[d]});
+          work(d, cpu::Worker{index, count, plan.split_rows, s.ragged, &barriers[d]});
         }
       }
     });

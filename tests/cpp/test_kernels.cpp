@@ -119,7 +119,7 @@ Outputs run(const LayerKernels<T>& kernels, const Shape& s, const Inputs& in) {
           kernels.pack_gates(w_hr.data(), H, 1, K, H, packed_hr.data(), index, count);
         barrier.wait(index, count);
       }
-      kernels.forward[cell](args, {index, count, s.split_rows, &barrier});
+      kernels.forward[cell](args, {index, count, s.split_rows, s.ragged, &barrier});
     });
   }
 
@@ -164,7 +164,7 @@ Outputs run(const LayerKernels<T>& kernels, const Shape& s, const Inputs& in) {
         }
         barrier.wait(index, count);
       }
-      kernels.backward[cell](args, {index, count, s.split_rows, &barrier});
+      kernels.backward[cell](args, {index, count, s.split_rows, s.ragged, &barrier});
     });
     std::copy(grad_gates.begin(), grad_gates.end(), all_grad_gates.begin() + row * width);
     std::copy(hidden_rows.begin(), hidden_rows.end(), all_hidden.begin() + row * H);
@@ -176,7 +176,7 @@ Outputs run(const LayerKernels<T>& kernels, const Shape& s, const Inputs& in) {
   std::vector<T> activated(s.saved ? R * s.saved * H : 0);
   parallel(s.threads, [&](int index, int count) {
     kernels.activate[cell]({H, R, x.data(), x.data(), bias.data(), pointer(activated)},
-                           {index, count, s.split_rows, &barrier});
+                           {index, count, s.split_rows, s.ragged, &barrier});
   });
   return {
       to_doubles(output),         to_doubles(c),          to_doubles(gates),  to_doubles(cells),

@@ -307,6 +307,82 @@ void gemm_dots(const GemmArgs<T>& g, Range tiles, Range panels) {
   }
 }
 
+// For very few rows, where b's rows are contiguous: several of them at once, from end to end, are
+// added to c's, which stay in the first cache. A panel's part of each is too short a stream.
+template <class T, int Rows>
+void add_rows(const GemmArgs<T>& g, Range columns, Range terms, T* sums, int64_t ld) {
+  using V = Vec<T>;
+  constexpr int kLanes = Simd<T>::kLanes, kTerms = Rows <= 2 ? 8 : 4;
+  for (int64_t k = terms.begin; k < terms.end; k += kTerms) {
+    const int64_t n = terms.end - k < kTerms ? terms.end - k : kTerms;
+    V x[kTerms][Rows];
+    const T* b[kTerms];
+    for (int t = 0; t < kTerms; ++t) {
+      // Past the last term: zeros, with any row.
+      b[t] = g.b + (t < n ? k + t : k) * g.b_row;
+      for (int r = 0; r < Rows; ++r) {
+        x[t][r] = t < n ? broadcast<T>(g.a[r * g.a_row + k + t]) : V{};
+      }
+    }
+    const auto add = [&](int64_t j, auto get) __attribute__((always_inline)) {
+      V sum[Rows];
+#pragma GCC unroll 4
+      for (int r = 0; r < Rows; ++r) sum[r] = load<T>(sums + r * ld + j - columns.begin);
+#pragma GCC unroll 8
+      for (int t = 0; t < kTerms; ++t) {
+        const V w = get(b[t] + j);
+#pragma GCC unroll 4
+        for (int r = 0; r < Rows; ++r) sum[r] += x[t][r] * w;
+      }
+#pragma GCC unroll 4
+      for (int r = 0; r < Rows; ++r) store<T>(sums + r * ld + j - columns.begin, sum[r]);
+    };
+    int64_t j = columns.begin;
+    for (; j + kLanes <= columns.end; j += kLanes) {
+      add(j, [](const T* p) __attribute__((always_inline)) { return load<T>(p); });
+    }
+    if (const int64_t left = columns.end - j; left > 0) {
+      add(j, [left](const T* p) __attribute__((always_inline)) { return load<T>(p, left); });
+    }
+  }
+}
+inline constexpr int64_t kAddedRows = 4;
+
+template <class T>
+void gemm_added_rows(const GemmArgs<T>& g, Range panels, T* scratch) {
+  constexpr int64_t kLanes = Simd<T>::kLanes, kColumns = 2048;
+  const int64_t end = panels.end * kGemmColumns<T> < g.N ? panels.end * kGemmColumns<T> : g.N;
+  const int64_t most = g.k_block > 0 && g.k_block < kGemmMaxSlab ? g.k_block : kGemmMaxSlab,
+                slabs = g.K > 0 ? ceil_div(g.K, most) : 1;
+  for (int64_t first = panels.begin * kGemmColumns<T>; first < end; first += kColumns) {
+    const Range columns{first, end - first < kColumns ? end : first + kColumns};
+    const int64_t n = columns.end - columns.begin, ld = ceil_div(n, kLanes) * kLanes;
+    for (int64_t i = 0; i < slabs; ++i) {
+      const Range terms = share(g.K, int(i), int(slabs));
+      for (int64_t j = 0; j < g.M * ld; ++j) scratch[j] = 0;
+      switch (g.M) {
+        case 1:
+          add_rows<T, 1>(g, columns, terms, scratch, ld);
+          break;
+        case 2:
+          add_rows<T, 2>(g, columns, terms, scratch, ld);
+          break;
+        case 3:
+          add_rows<T, 3>(g, columns, terms, scratch, ld);
+          break;
+        default:
+          add_rows<T, 4>(g, columns, terms, scratch, ld);
+      }
+      const bool add = g.add || i > 0;
+      for (int64_t r = 0; r < g.M; ++r) {
+        T* const to = g.c + r * g.ldc + columns.begin;
+        const T* const sums = scratch + r * ld;
+        for (int64_t j = 0; j < n; ++j) to[j] = add ? to[j] + sums[j] : sums[j];
+      }
+    }
+  }
+}
+
 // For few rows: packs no more of b than one slab of a panel, just before it is read.
 template <class T>
 void gemm_few_rows(const GemmArgs<T>& g, Range tiles, Range panels, T* scratch) {
@@ -345,6 +421,10 @@ void gemm(const GemmArgs<T>& g, T* scratch, int index, int count) {
     if constexpr (kOperandTerms<T> == 1) {
       if (g.M <= dot_rows<T>(g.K) && g.b_row == 1 && g.b_column == g.K) {
         gemm_dots(g, down, across);
+        return;
+      }
+      if (g.M <= kAddedRows && g.b_column == 1) {
+        if (down.begin < down.end) gemm_added_rows(g, across, scratch);
         return;
       }
     }

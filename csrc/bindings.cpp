@@ -192,6 +192,7 @@ PYBIND11_MODULE(_C, m) {
         result["threads"] = plan.threads;
         result["teams"] = plan.teams;
         result["split_rows"] = plan.split_rows;
+        result["alternate"] = plan.alternate;
         result["chunk_rows"] = plan.chunk_rows;
         return result;
       },

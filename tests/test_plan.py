@@ -65,6 +65,14 @@ def test_units_are_split_where_few_panels_are_left():
     assert plan(**one, B=6)["threads"] == 2
 
 
+def test_panels_are_read_there_and_back_where_they_do_not_stay_in_a_large_cache():
+    """4 MiB of weights, 2 MiB to each of two threads; three quarters of the cache are the limit."""
+    sizes = {"B": 1, "H": 512, "K": 512, "panel_units": 16}
+    assert plan(**sizes, cache_bytes=2**21)["alternate"]
+    assert not plan(**sizes, cache_bytes=3 * 2**20)["alternate"]
+    assert not plan(**sizes, cache_bytes=2**20)["alternate"]
+
+
 def test_no_more_threads_than_panels_or_than_there_are():
     assert plan(H=24, K=24, B=3, threads=64)["threads"] <= 3
     for threads in range(1, 9):

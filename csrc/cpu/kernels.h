@@ -27,6 +27,7 @@ struct Worker {
   int count;
   bool split_rows;
   bool ragged;
+  bool alternate;  // panels there and, in the next step, back
   Barrier* barrier;
 };
 

@@ -113,6 +113,11 @@ SEQKERN_INLINE Range intersection(Range a, Range b) {
 // Which panels and rows a thread works on.
 struct Part {
   const Worker& worker;
+  bool back = false;  // the last panel comes first
+
+  // Begins a step, the i-th. Every other one takes the panels from the last to the first where the
+  // worker alternates: what the step before it read last is what is still in the cache.
+  SEQKERN_INLINE void begin(int64_t i) { back = worker.alternate && i % 2 != 0; }
 
   // Calls f(p, next, rows) for what this thread does of a step's rows with n panels, and the panel
   // that follows, maybe in the next step. Split rows: each panel for the thread's share of the
@@ -121,18 +126,17 @@ struct Part {
   template <class F>
   SEQKERN_INLINE void deal(int64_t n, int64_t rows, F&& f) const {
     const int index = worker.index, count = worker.count;
-    if (worker.split_rows && (!worker.ragged || rows >= kLeastRows * count)) {
-      const Range mine = share(rows, index, count);
-      for (int64_t p = 0; p < n; ++p) f(p, p + 1 < n ? p + 1 : 0, mine);
-      return;
-    }
-    const int64_t left = panels_shared_by_rows(n, rows, count), whole = n - left;
-    const Range mine = share(whole, index, count), items = share(left * rows, index, count);
-    int64_t p = mine.begin, item = items.begin;
-    while (p < mine.end || item < items.end) {
-      if (p < mine.end) {
-        f(p, p + 1 < mine.end ? p + 1 : mine.begin, Range{0, rows});
-        ++p;
+    const bool by_rows = worker.split_rows && (!worker.ragged || rows >= kLeastRows * count);
+    const int64_t left = by_rows ? 0 : panels_shared_by_rows(n, rows, count), whole = n - left;
+    const Range mine = by_rows ? Range{0, n} : share(whole, index, count),
+                items = share(left * rows, index, count);
+    const int64_t panels = mine.end - mine.begin;
+    const auto panel = [&](int64_t j) { return back ? mine.end - 1 - j : mine.begin + j; };
+    for (int64_t j = 0, item = items.begin; j < panels || item < items.end; ++j) {
+      if (j < panels) {
+        // An alternating worker reads its last panel again.
+        const int64_t next = j + 1 < panels ? j + 1 : worker.alternate ? j : 0;
+        f(panel(j), panel(next), by_rows ? share(rows, index, count) : Range{0, rows});
       } else {
         const int64_t skipped = item / rows;
         const Range some =
@@ -328,7 +332,7 @@ template <class C, class T>
 void forward(const ForwardArgs<T>& a, const Worker& worker) {
   using A = Arithmetic<T>;
   constexpr int G = C::kGates, kVectors = panel_vectors(G), kLanes = kLanesOf<T>;
-  const Part part{worker};
+  Part part{worker};
   const int64_t H = a.H, K = a.K;
   EarlyProducts<T, kVectors, 1> early(worker, a.w_hh, H, unit_vectors(G) * kLanes);
   const auto step = [&](int64_t i) {
@@ -338,6 +342,7 @@ void forward(const ForwardArgs<T>& a, const Worker& worker) {
     const Step s = step(i);
     const T* const h_prev = a.output + s.before * a.ldo;
     const bool begun = early.pending;
+    part.begin(i);
     if (begun) early.begin(s.rows, h_prev, a.ldo);
     part.deal(num_panels<T>(G, H), s.rows, [&](int64_t p, int64_t next_panel, Range rows) {
       if (a.product) {
@@ -491,7 +496,7 @@ template <class C, class T>
 void backward(const BackwardArgs<T>& a, const Worker& worker) {
   using A = Arithmetic<T>;
   constexpr int kLanes = kLanesOf<T>;
-  const Part part{worker};
+  Part part{worker};
   const Steps& steps = a.steps;
   const int64_t H = a.H, K = a.K;
   const int64_t width = C::kGradGates * H, k = C::kGates * H;
@@ -506,6 +511,7 @@ void backward(const BackwardArgs<T>& a, const Worker& worker) {
                               ? a.grad_gates + (s.after - steps.offsets[steps.begin]) * width
                               : a.grad_gates_next;
     const bool begun = early.pending;
+    part.begin(i);
     if (begun) early.begin(s.rows, next, width);
 
     // The recurrent part of dLoss/dh_t, handed to `epilogue` tile by tile.

@@ -12,11 +12,14 @@ namespace {
 // Flops of a step that take as long as one more thread makes the barrier after it.
 constexpr int64_t kBarrierFlops = 4096;
 
+// A second-level cache from which weights are read fast.
+constexpr int64_t kLargeCache = 2 << 20;
+
 // Recurrent weights of no more bytes than this cost less to read again, from the second-level
 // cache, for the rows of every thread, than what a split of the units moves between the cores: half
 // of a large cache, which is a fast one too.
 int64_t rows_bytes(int64_t cache_bytes) {
-  return cache_bytes >= 2 << 20 ? cache_bytes / 2 : 64 * 1024;
+  return cache_bytes >= kLargeCache ? cache_bytes / 2 : 64 * 1024;
 }
 
 // Bytes of weights that are worth a core of their own: about 5 us, as two processes whose threads
@@ -62,6 +65,10 @@ Plan make_plan(const Problem& p, int available_threads) {
   const int64_t each = plan.split_rows ? useful : by_units;
   plan.teams = int(teams);
   plan.threads = int(each * teams);
+  // A sweep over more than the cache holds leaves nothing in it of what the next one begins with.
+  // With 1 MiB of it (Zen 4) the steps took longer this way.
+  const int64_t read = plan.split_rows ? weight_bytes : weight_bytes / std::max<int64_t>(each, 1);
+  plan.alternate = p.cache_bytes >= kLargeCache && read > p.cache_bytes / 4 * 3;
   plan.chunk_rows = std::max(kChunkBytes / std::max<int64_t>(p.gates * p.H * p.element_size, 1),
                              p.min_chunk_rows);
   return plan;

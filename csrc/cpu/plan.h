@@ -20,6 +20,7 @@ struct Plan {
   int threads;         // wanted of the region
   int teams;           // one for each direction, or one that does them in turn
   bool split_rows;     // a direction's team splits rows or the hidden units
+  bool alternate;      // the panels of weights are read there and back
   int64_t chunk_rows;  // rows of a chunk, at least one step
 };
 

@@ -140,15 +140,18 @@ struct Run {
     // Without a region for the pass each call has one, of a number of threads of its own.
     cpu::Barrier own[2];
     cpu::Barrier* const barriers = team.in_region() ? barriers_ : own;
+    const auto worker = [&](int index, int count, int64_t d) {
+      return cpu::Worker{index, count, plan.split_rows, s.ragged, plan.alternate, &barriers[d]};
+    };
     team.all(plan.threads, [&](int index, int count) {
       count = std::min(count, plan.threads);
       if (index >= count) return;
       if (plan.teams == 2 && count >= 2) {
         const int d = index % 2, members = (count + 1 - d) / 2;
-        work(d, cpu::Worker{index / 2, members, plan.split_rows, s.ragged, &barriers[d]});
+        work(d, worker(index / 2, members, d));
       } else {
         for (int64_t d = 0; d < s.D; ++d) {
-          work(d, cpu::Worker{index, count, plan.split_rows, s.ragged, &barriers[d]});
+          work(d, worker(index, count, d));
         }
       }
     });

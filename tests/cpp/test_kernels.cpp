@@ -26,7 +26,7 @@ namespace {
 struct Shape {
   Cell cell;
   int64_t T, B, H, K;
-  bool projection, reverse, ragged, ready_product, plain_w_hh, split_rows;
+  bool projection, reverse, ragged, ready_product, plain_w_hh, split_rows, alternate;
   int threads;
   int64_t chunk_rows;
   std::vector<int64_t> offsets;
@@ -119,7 +119,7 @@ Outputs run(const LayerKernels<T>& kernels, const Shape& s, const Inputs& in) {
           kernels.pack_gates(w_hr.data(), H, 1, K, H, packed_hr.data(), index, count);
         barrier.wait(index, count);
       }
-      kernels.forward[cell](args, {index, count, s.split_rows, s.ragged, &barrier});
+      kernels.forward[cell](args, {index, count, s.split_rows, s.ragged, s.alternate, &barrier});
     });
   }
 
@@ -164,7 +164,7 @@ Outputs run(const LayerKernels<T>& kernels, const Shape& s, const Inputs& in) {
         }
         barrier.wait(index, count);
       }
-      kernels.backward[cell](args, {index, count, s.split_rows, s.ragged, &barrier});
+      kernels.backward[cell](args, {index, count, s.split_rows, s.ragged, s.alternate, &barrier});
     });
     std::copy(grad_gates.begin(), grad_gates.end(), all_grad_gates.begin() + row * width);
     std::copy(hidden_rows.begin(), hidden_rows.end(), all_hidden.begin() + row * H);
@@ -176,7 +176,7 @@ Outputs run(const LayerKernels<T>& kernels, const Shape& s, const Inputs& in) {
   std::vector<T> activated(s.saved ? R * s.saved * H : 0);
   parallel(s.threads, [&](int index, int count) {
     kernels.activate[cell]({H, R, x.data(), x.data(), bias.data(), pointer(activated)},
-                           {index, count, s.split_rows, s.ragged, &barrier});
+                           {index, count, s.split_rows, s.ragged, s.alternate, &barrier});
   });
   return {
       to_doubles(output),         to_doubles(c),          to_doubles(gates),  to_doubles(cells),
@@ -197,10 +197,11 @@ void compare(const char* name, const Shape& s, int bits, const Doubles& got, con
   ++failures;
   std::printf(
       "FAIL f%d %s: relative error %.3g (allowed %.3g); cell %d T %ld B %ld H %ld K %ld "
-      "projection %d reverse %d ragged %d product %d plain %d rows %d threads %d chunk %ld\n",
+      "projection %d reverse %d ragged %d product %d plain %d rows %d alternate %d threads %d "
+      "chunk %ld\n",
       bits, name, std::sqrt(difference / norm), allowed, static_cast<int>(s.cell), long(s.T),
       long(s.B), long(s.H), long(s.K), s.projection, s.reverse, s.ragged, s.ready_product,
-      s.plain_w_hh, s.split_rows, s.threads, long(s.chunk_rows));
+      s.plain_w_hh, s.split_rows, s.alternate, s.threads, long(s.chunk_rows));
 }
 
 void compare(const Shape& s, int bits, const Outputs& got, const Outputs& exact, double allowed) {
@@ -238,7 +239,8 @@ int main(int argc, char** argv) {
     s.T = pick(1, 7), s.B = pick(1, 20), s.H = sizes[pick(0, 7)];
     s.projection = s.cell == Cell::Lstm && s.H > 1 && pick(0, 2) == 0;
     s.K = s.projection ? pick(1, s.H - 1) : s.H;
-    s.reverse = pick(0, 1), s.ragged = pick(0, 1), s.split_rows = pick(0, 1);
+    s.reverse = pick(0, 1), s.ragged = pick(0, 1), s.split_rows = pick(0, 1),
+    s.alternate = pick(0, 1);
     s.ready_product = s.T == 1 && pick(0, 1), s.plain_w_hh = pick(0, 1);
     s.threads = static_cast<int>(pick(1, 3));
     s.chunk_rows = pick(1, 60);

@@ -119,6 +119,23 @@ def test_threads_do_not_change_the_result(cell, threads):
     assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
 
 
+@pytest.mark.parametrize("threads", (1, 2))
+@pytest.mark.parametrize("cell", CELLS)
+def test_weights_larger_than_the_cache(cell, threads):
+    """Where they are read from the last to the first every other time, by a cell and by a Stream."""
+    torch.set_num_threads(threads)
+    given, module = arguments(cell, B=2, I=900, H=1100)
+    for _ in range(2):
+        compare(cell, given, module, torch.float32)
+    name = type(module).__name__.removesuffix("Cell")
+    relu = {"nonlinearity": "relu"} if cell == "rnn_relu" else {}
+    stream = seqkern.Stream(getattr(seqkern, name)(900, 1100, **relu))
+    input = given[0].float()
+    first = [stream.step(input).clone() for _ in range(3)]
+    stream.reset()
+    assert all(torch.equal(stream.step(input), y) for y in first)
+
+
 @pytest.mark.parametrize("bad", (float("nan"), float("inf")))
 @pytest.mark.parametrize("cell", CELLS)
 def test_bad_row_stays_alone(capability, cell, bad):

@@ -119,8 +119,9 @@ struct StepArgs {
   const T *b_ih, *b_hh;  // [G*H], both null without biases
   T* output;             // [B, H], row stride ldo: the next h; may not be h
   int64_t ldo;
-  T* c_n;    // [B, H], null where there is none; may be c
-  T* gates;  // [B, S*H] or null
+  T* c_n;             // [B, H], null where there is none; may be c
+  T* gates;           // [B, S*H] or null
+  bool back = false;  // the last units first
 };
 
 // c [M, N] = a b, or += where add; sums of k_block terms at most (0: as many as are fastest).

@@ -65,10 +65,8 @@ Plan make_plan(const Problem& p, int available_threads) {
   const int64_t each = plan.split_rows ? useful : by_units;
   plan.teams = int(teams);
   plan.threads = int(each * teams);
-  // A sweep over more than the cache holds leaves nothing in it of what the next one begins with.
-  // With 1 MiB of it (Zen 4) the steps took longer this way.
   const int64_t read = plan.split_rows ? weight_bytes : weight_bytes / std::max<int64_t>(each, 1);
-  plan.alternate = p.cache_bytes >= kLargeCache && read > p.cache_bytes / 4 * 3;
+  plan.alternate = alternates(read, p.cache_bytes);
   plan.chunk_rows = std::max(kChunkBytes / std::max<int64_t>(p.gates * p.H * p.element_size, 1),
                              p.min_chunk_rows);
   return plan;
@@ -79,6 +77,12 @@ int step_threads(int64_t B, int64_t I, int64_t H, int gates, int element_size,
   // The weights are read once for up to two rows; with more the arithmetic takes longer.
   const int64_t bytes = gates * H * (I + H) * element_size * ((B + 1) / 2);
   return int(std::clamp<int64_t>(bytes / kStepBytes, 1, available_threads));
+}
+
+// A sweep over more than the cache holds leaves nothing in it of what the next one begins with.
+// With 1 MiB of it (Zen 4) steps took longer this way.
+bool alternates(int64_t bytes, int64_t cache_bytes) {
+  return cache_bytes >= kLargeCache && bytes > cache_bytes / 4 * 3;
 }
 
 int product_threads(int64_t M, int64_t N, int64_t K, int available_threads) {

@@ -29,6 +29,10 @@ struct Plan {
 int step_threads(int64_t B, int64_t I, int64_t H, int gates, int element_size,
                  int available_threads);
 
+// Whether steps that read so many bytes of weights each, to a thread, are faster if every other one
+// reads them backwards.
+bool alternates(int64_t bytes, int64_t cache_bytes);
+
 // Threads for a product [M, K] x [K, N].
 int product_threads(int64_t M, int64_t N, int64_t K, int available_threads);
 

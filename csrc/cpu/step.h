@@ -110,7 +110,8 @@ void step(const StepArgs<T>& a, int index, int count) {
   constexpr int kLanes = Simd<T>::kLanes;
   const Range mine = share(ceil_div(a.H, kLanes), index, count);
   const int64_t tiles = ceil_div(a.B, kDotRows);
-  for (int64_t p = mine.begin; p < mine.end; ++p) {
+  for (int64_t j = mine.begin; j < mine.end; ++j) {
+    const int64_t p = a.back ? mine.begin + mine.end - 1 - j : j;
     for (int64_t i = 0; i < tiles; ++i) {
       const int64_t first = a.B * i / tiles, rows = a.B * (i + 1) / tiles - first;
       step_units_for<C, T>(rows)(a, p * kLanes, first);
@@ -129,7 +130,8 @@ void packed_step(const StepArgs<T>& a, int index, int count) {
   alignas(64) T from_x[kMaxRows * kVectors * kLanes], from_h[kMaxRows * kVectors * kLanes];
   const Range mine = share(num_panels<T>(G, a.H), index, count);
   const int64_t tiles = ceil_div(a.B, max_rows(kVectors));
-  for (int64_t p = mine.begin; p < mine.end; ++p) {
+  for (int64_t j = mine.begin; j < mine.end; ++j) {
+    const int64_t p = a.back ? mine.begin + mine.end - 1 - j : j;
     for (int64_t i = 0; i < tiles; ++i) {
       const int64_t first = a.B * i / tiles, rows = a.B * (i + 1) / tiles - first;
       const Product<T> multiply = product_for<T, kVectors>(int(rows));

@@ -34,11 +34,19 @@ int64_t max_rows(at::ScalarType dtype) {
 }
 
 template <typename T>
-void run(Cell cell, const cpu::StepArgs<T>& args, bool packed = false) {
-  const int i = static_cast<int>(cell);
+void run(Cell cell, cpu::StepArgs<T> args, bool packed = false) {
+  const int i = static_cast<int>(cell), gates = cell_info(cell).gates;
   const auto kernel = packed ? kernels<T>().packed_step[i] : kernels<T>().step[i];
-  const int threads = cpu::step_threads(args.B, args.I, args.H, cell_info(cell).gates, sizeof(T),
-                                        at::get_num_threads());
+  const int threads =
+      cpu::step_threads(args.B, args.I, args.H, gates, sizeof(T), at::get_num_threads());
+  // Most likely the step after one with the same weights. Not for many rows on weights as they lie,
+  // which are fetched ahead from the first to the last.
+  constexpr int64_t kFewRows = 8;
+  const int64_t bytes = gates * args.H * (args.I + args.H) * int64_t(sizeof(T)) / threads;
+  if ((packed || args.B <= kFewRows) && cpu::alternates(bytes, cpu::cache_bytes())) {
+    static thread_local bool back = false;
+    args.back = back = !back;
+  }
   cpu::parallel(threads, [&](int index, int count) { kernel(args, index, count); });
 }
 

@@ -40,7 +40,7 @@ const LayerKernels<Bf16>* bf16_kernels();
 // Whether those multiply at half the rate of float32, as Intel's processors do without AMX (a
 // multiply-add of 32 elements in two cycles, beside two of 16 in one), and not at twice that rate.
 bool bf16_is_slow();
-// For tests: it says no, so that all layers are multiplied so that can be.
+// For tests: it says no, so that every layer that can be is multiplied in pairs.
 void deny_slow_bf16(bool deny);
 
 // Bytes of a core's second-level cache; 1 MiB where the system does not say.

@@ -71,6 +71,7 @@ SEQKERN_INLINE void for_tiles(int64_t begin, int64_t end, const T* a, int64_t ld
   using O = Operand<T>;
   constexpr int64_t kTerms = kOperandTerms<T>;
   const int64_t most = max_rows(Vectors), n = k / kTerms;
+  // Vectors to a tile for each of k: with fewer tiles than a panel has vectors two.
   const int64_t vectors = end - begin <= most ? 0 : end - begin <= most * (Vectors - 1) ? 2 : 1;
   const O* ahead = operands(next);
   const O* const last = ahead + n * Vectors * kLanesOf<T>;
@@ -180,16 +181,13 @@ struct EarlyProducts {
         mine(share(count, worker.index, worker.count)),
         own(intersection({0, units}, {mine.begin * units_of_panel, mine.end * units_of_panel})) {}
 
-  // Whether steps of so many rows, before and after a barrier, can do so.
-  SEQKERN_INLINE bool suits(int64_t rows) const {
-    const int64_t width = (mine.end - mine.begin) * kWidth;
-    return !worker.split_rows && worker.count > 1 && rows <= max_rows(Vectors) && width > 0 &&
-           width * rows <= kMost && width * units * Segments * int64_t(sizeof(T)) <= kMostBytes &&
-           panels_shared_by_rows(count, rows, worker.count) == 0;
-  }
-  SEQKERN_INLINE void arrive() {
+  // Arrives at the barrier and returns true where two steps can do so: both have few rows, and all
+  // rows of the one after the barrier go on from the one before.
+  SEQKERN_INLINE bool arrive(int64_t rows, int64_t rows_after, int64_t going_on) {
+    if (!suits(rows) || !suits(rows_after) || going_on != rows_after) return false;
     arrival = worker.barrier->arrive(worker.index, worker.count);
     pending = true;
+    return true;
   }
   // Begins the products with a [rows, Segments*units] and waits; before the last of them, which
   // leaves time to fetch what the others made.
@@ -215,6 +213,12 @@ struct EarlyProducts {
   }
 
  private:
+  SEQKERN_INLINE bool suits(int64_t rows) const {
+    const int64_t width = (mine.end - mine.begin) * kWidth;
+    return !worker.split_rows && worker.count > 1 && rows <= max_rows(Vectors) && width > 0 &&
+           width * rows <= kMost && width * units * Segments * int64_t(sizeof(T)) <= kMostBytes &&
+           panels_shared_by_rows(count, rows, worker.count) == 0;
+  }
   SEQKERN_INLINE void multiply(int64_t p, int64_t rows, const T* a, int64_t lda, Range terms,
                                bool add) {
     constexpr int64_t kTerms = kOperandTerms<T>;
@@ -375,12 +379,9 @@ void forward(const ForwardArgs<T>& a, const Worker& worker) {
       for_tiles<T, kVectors>(old.begin, old.end, h_prev, a.ldo, panel, next, K, epilogue);
       for_tiles<T, kVectors>(fresh.begin, fresh.end, a.h_0, K, panel, next, K, epilogue);
     });
-    if (i + 1 < a.steps.end && !a.w_hr && !a.plain_w_hh && early.suits(s.rows)) {
+    if (i + 1 < a.steps.end && !a.w_hr && !a.plain_w_hh) {
       const Step following = step(i + 1);
-      if (early.suits(following.rows) && following.continued == following.rows) {
-        early.arrive();
-        continue;
-      }
+      if (early.arrive(s.rows, following.rows, following.continued)) continue;
     }
     part.wait();
     if (a.w_hr) {
@@ -556,12 +557,9 @@ void backward(const BackwardArgs<T>& a, const Worker& worker) {
                                     });
       });
     }
-    if (i + 1 < steps.end && !a.w_hr && early.suits(s.rows)) {
+    if (i + 1 < steps.end && !a.w_hr) {
       const Step following = step(i + 1);
-      if (early.suits(following.rows) && following.continuing == following.rows) {
-        early.arrive();
-        continue;
-      }
+      if (early.arrive(s.rows, following.rows, following.continuing)) continue;
     }
     part.wait();
   }

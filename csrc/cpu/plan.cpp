@@ -92,8 +92,8 @@ int product_threads(int64_t M, int64_t N, int64_t K, int available_threads) {
 bool slow_pairs_pay(int64_t B, int64_t R, int64_t weights) {
   // Half the bytes: of weights from the third-level cache up to 4 rows wait longer than they are
   // multiplied; and of fewer products than these a copy of the weights takes longer.
-  constexpr int64_t kCacheBytes = 2 << 20, kFewRows = 4, kFewProducts = 32;
-  return R <= kFewProducts || (B <= kFewRows && weights * int64_t(sizeof(float)) > kCacheBytes);
+  constexpr int64_t kFewRows = 4, kFewProducts = 32;
+  return R <= kFewProducts || (B <= kFewRows && weights * int64_t(sizeof(float)) > kLargeCache);
 }
 
 std::vector<int64_t> chunk_steps(const std::vector<int64_t>& offsets, int64_t chunk_rows) {

@@ -2,9 +2,10 @@
 //
 // b is packed into panels of kGemmVectors SIMD vectors of columns (the last one may have fewer),
 // [k][columns], which one team shares. a is read where it lies when its rows are contiguous; else
-// each thread packs blocks of it, [tile][k][row]. The loops, from outside: slabs of k; blocks of
-// rows and groups of panels, so that the second cache holds a's block and c's, and c goes through
-// memory once a slab; blocks of k, so that a panel's block stays in the first cache; panels; tiles.
+// each thread packs blocks of it, [tile][k][row]. The loops, from outside: slabs of k, so that a
+// tile's rows of a stay in the first cache; blocks of packed rows; groups of panels, which stay in
+// the second cache; tiles; panels, which stream from there; and blocks of k, which keep a sum's
+// rounding error down and are added to c while it is in the first cache.
 #pragma once
 
 #include "cpu/dots.h"
@@ -16,17 +17,15 @@ namespace seqkern::cpu::SEQKERN_CAPABILITY {
 
 inline constexpr int kGemmVectors = kVectorBytes == 64 ? 3 : 2;
 inline constexpr int kGemmRows = max_rows(kGemmVectors);
-// Of a panel's block in the first cache; of a's block, and of c's, in the second.
-inline constexpr int64_t kGemmPanelBytes = 24 << 10, kGemmBlockBytes = 256 << 10;
+// Of a's packed block and of a group of panels, in the second cache.
+inline constexpr int64_t kGemmBlockBytes = 256 << 10, kGemmGroupBytes = 512 << 10;
 
 template <class T>
 constexpr int64_t kGemmColumns = kGemmVectors * kLanesOf<T>;
-// In operands, as all of k is below that is not called terms.
+// A block of k, in operands, as all of k is below that is not called terms.
 template <class T>
-constexpr int64_t kGemmDepth = kGemmPanelBytes / int64_t(kGemmColumns<T> * sizeof(Operand<T>));
-inline constexpr int64_t kGemmMaxRows = 512 / kGemmRows * kGemmRows;
-// Terms that a block of rows is made with before the next one's turn: with more a block would have
-// too few rows to read the panels for.
+constexpr int64_t kGemmDepth = (24 << 10) / int64_t(kGemmColumns<T> * sizeof(Operand<T>));
+// Terms of a tile's rows that the first cache holds beside what streams through it.
 inline constexpr int64_t kGemmMaxSlab = 640;
 
 // Vectors of panel p of n columns.
@@ -197,7 +196,29 @@ SEQKERN_INLINE void interleave(const T* a, int64_t row_stride, int64_t column_st
     }
     return;
   } else {
-    if (row_stride == 1) {
+    // A vector of rows is two tiles', whose first halves of two k make one vector of the first tile:
+    // whole cache lines are read and written. Two such pairs at once, as lines lie far apart.
+    if constexpr (Simd<T>::kLanes == 2 * kGemmRows) {
+      constexpr int64_t kPairs = 2, kLanes = Simd<T>::kLanes;
+      for (; row_stride == 1 && i + kPairs * kLanes <= rows; i += kPairs * kLanes) {
+        const T* from = a + i;
+        int64_t j = 0;
+        for (; j + 2 <= k; j += 2, from += 2 * column_stride) {
+#pragma GCC unroll 2
+          for (int64_t pair = 0; pair < kPairs; ++pair) {
+            const Vec<T> one = load<T>(from + pair * kLanes),
+                         two = load<T>(from + column_stride + pair * kLanes);
+            T* const tile = to + (i + pair * kLanes) * k + j * kGemmRows;
+            store<T>(tile, first_halves<T>(one, two));
+            store<T>(tile + kGemmRows * k, last_halves<T>(one, two));
+          }
+        }
+        for (int64_t tile = 0; j < k && tile < 2 * kPairs; ++tile) {
+          std::memcpy(to + (i + tile * kGemmRows) * k + j * kGemmRows, from + tile * kGemmRows,
+                      kTile);
+        }
+      }
+    } else if (row_stride == 1) {
       // Two tiles at once: they share the cache lines, which lie far apart and do not stay.
       for (; i + 2 * kGemmRows <= rows; i += 2 * kGemmRows) {
         const T* from = a + i;
@@ -226,17 +247,19 @@ SEQKERN_INLINE void interleave(const T* a, int64_t row_stride, int64_t column_st
 // Some k of a thread's part of c.
 template <class T, bool Interleaved>
 void gemm_slab(const GemmArgs<T>& g, Range tiles, Range panels, Range terms, Operand<T>* scratch) {
-  constexpr int64_t kElements = kGemmBlockBytes / sizeof(Operand<T>), kTerms = kOperandTerms<T>;
+  constexpr int64_t kTerms = kOperandTerms<T>, kBlock = kGemmBlockBytes / sizeof(Operand<T>),
+                    kGroup = kGemmGroupBytes / (kGemmColumns<T> * sizeof(Operand<T>));
   const int64_t k_block = g.k_block / kTerms;
   const int64_t deepest = k_block > 0 && k_block < kGemmDepth<T> ? k_block : kGemmDepth<T>;
-  const int64_t end = tiles.end * kGemmRows < g.M ? tiles.end * kGemmRows : g.M;
-  const int64_t K = terms.end - terms.begin;
+  const int64_t begin = tiles.begin * kGemmRows,
+                end = tiles.end * kGemmRows < g.M ? tiles.end * kGemmRows : g.M;
+  // At least 1: without terms there is still a zero to write.
+  const int64_t K = terms.end - terms.begin, least = K > 0 ? K : 1;
   // Equal blocks: a short last one would read and write c for little.
-  const int64_t depth = K > 0 ? ceil_div(K, ceil_div(K, deepest)) : 1;
-  // Rows of a block: as many as fit; panels of a group: as many as c's block has room for.
-  const int64_t fit = kElements / (K > 0 ? K : 1), most = fit < kGemmMaxRows ? fit : kGemmMaxRows,
-                block = most / kGemmRows * kGemmRows, group = kElements / (block * kGemmColumns<T>);
-  for (int64_t row = tiles.begin * kGemmRows; row < end; row += block) {
+  const int64_t depth = ceil_div(least, ceil_div(least, deepest));
+  const int64_t block = Interleaved ? kBlock / least / kGemmRows * kGemmRows : end - begin,
+                group = kGroup > least ? kGroup / least : 1;
+  for (int64_t row = begin; row < end; row += block) {
     const int64_t rows = end - row < block ? end - row : block;
     const T* a = g.a + row * g.a_row + terms.begin * kTerms * g.a_column;
     if constexpr (Interleaved) {
@@ -245,28 +268,25 @@ void gemm_slab(const GemmArgs<T>& g, Range tiles, Range panels, Range terms, Ope
     }
     for (int64_t first = panels.begin; first < panels.end; first += group) {
       const int64_t last = panels.end - first < group ? panels.end : first + group;
-      // Without terms there is still a zero to write.
-      for (int64_t k0 = 0; k0 == 0 || k0 < K; k0 += depth) {
-        const int64_t k = K - k0 < depth ? K - k0 : depth;
-        const bool add = g.add || terms.begin + k0 > 0;
+      for (int64_t i = 0; i < rows; i += kGemmRows) {
+        const int64_t n = rows - i < kGemmRows ? rows - i : kGemmRows;
         for (int64_t p = first; p < last; ++p) {
           const int64_t column = p * kGemmColumns<T>, vectors = gemm_vectors<T>(p, g.N),
                         width = vectors * kLanesOf<T>;
           const int64_t columns = g.N - column < width ? g.N - column : width;
           const Operand<T>* panel =
-              operands(g.packed) + column * gemm_operands<T>(g.K) + (terms.begin + k0) * width;
-          Arithmetic<T>* c = g.c + row * g.ldc + column;
-          const GemmTile<T> full = gemm_tile_for<T, Interleaved>(kGemmRows, vectors);
-          for (int64_t i = 0; i < rows; i += kGemmRows) {
-            const int64_t n = rows - i;
-            const GemmTile<T> tile =
-                n >= kGemmRows ? full : gemm_tile_for<T, Interleaved>(n, vectors);
+              operands(g.packed) + column * gemm_operands<T>(g.K) + terms.begin * width;
+          Arithmetic<T>* c = g.c + (row + i) * g.ldc + column;
+          const GemmTile<T> tile = gemm_tile_for<T, Interleaved>(n, vectors);
+          for (int64_t k0 = 0; k0 < least; k0 += depth) {
+            const int64_t k = K - k0 < depth ? K - k0 : depth;
+            const bool add = g.add || terms.begin + k0 > 0;
             if constexpr (Interleaved) {
-              tile(c + i * g.ldc, g.ldc, columns, scratch + i * K + k0 * kGemmRows, kGemmRows,
-                   panel, k, add);
+              tile(c, g.ldc, columns, scratch + i * K + k0 * kGemmRows, kGemmRows,
+                   panel + k0 * width, k, add);
             } else {
-              tile(c + i * g.ldc, g.ldc, columns, operands(a + i * g.a_row) + k0, g.a_row / kTerms,
-                   panel, k, add);
+              tile(c, g.ldc, columns, operands(a + i * g.a_row) + k0, g.a_row / kTerms,
+                   panel + k0 * width, k, add);
             }
           }
         }
@@ -415,8 +435,6 @@ void gemm(const GemmArgs<T>& g, T* scratch, int index, int count) {
   const GemmGrid grid = gemm_grid(tiles, panels, count);
   const Range down = share(tiles, index / grid.across, grid.down),
               across = share(panels, index % grid.across, grid.across);
-  // Rows a multiple of 4 KiB apart fall into the same sets of the first cache, each time anew.
-  const bool collide = g.a_row * sizeof(T) % 4096 == 0 && across.end - across.begin > 4;
   if (!g.packed) {
     if constexpr (kOperandTerms<T> == 1) {
       if (g.M <= dot_rows<T>(g.K) && g.b_row == 1 && g.b_column == g.K) {
@@ -429,7 +447,7 @@ void gemm(const GemmArgs<T>& g, T* scratch, int index, int count) {
       }
     }
     gemm_few_rows(g, down, across, scratch);
-  } else if (g.a_column == 1 && !collide && g.K % kOperandTerms<T> == 0 &&
+  } else if (g.a_column == 1 && g.K % kOperandTerms<T> == 0 &&
              g.a_row % kOperandTerms<T> == 0) {
     gemm_slabs<T, false>(g, down, across, operands(scratch));
   } else {

@@ -222,6 +222,22 @@ SEQKERN_INLINE Vec<T> at_most(T bound, Vec<T> x) {
 }
 #endif
 
+// The first, or the last, halves of two vectors.
+template <class T>
+SEQKERN_INLINE Vec<T> first_halves(Vec<T> a, Vec<T> b) {
+  constexpr int kLanes = Simd<T>::kLanes, kHalf = kLanes / 2;
+  return [&]<int... Lane>(std::integer_sequence<int, Lane...>) __attribute__((always_inline)) {
+    return __builtin_shufflevector(a, b, (Lane < kHalf ? Lane : kHalf + Lane)...);
+  }(std::make_integer_sequence<int, kLanes>());
+}
+template <class T>
+SEQKERN_INLINE Vec<T> last_halves(Vec<T> a, Vec<T> b) {
+  constexpr int kLanes = Simd<T>::kLanes, kHalf = kLanes / 2;
+  return [&]<int... Lane>(std::integer_sequence<int, Lane...>) __attribute__((always_inline)) {
+    return __builtin_shufflevector(a, b, (Lane < kHalf ? kHalf + Lane : kLanes + Lane)...);
+  }(std::make_integer_sequence<int, kLanes>());
+}
+
 // Transposes the square of lanes that the vectors are, by exchanging blocks of 1, 2, 4, ... lanes.
 template <class T>
 SEQKERN_INLINE void transpose(Vec<T> (&row)[Simd<T>::kLanes]) {

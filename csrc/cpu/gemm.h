@@ -91,6 +91,32 @@ void gemm_pack_panel(const T* b, int64_t row_stride, int64_t column_stride, int6
 template <class T>
 void gemm_pack(const T* b, int64_t row_stride, int64_t column_stride, int64_t k, int64_t n,
                T* packed, int index, int count) {
+  if constexpr (kOperandTerms<T> == 1) {
+    if (column_stride == 1) {
+      // Row by row, as they lie in memory.
+      constexpr int64_t kColumns = kGemmColumns<T>;
+      constexpr int kLanes = kLanesOf<T>;
+      const Range mine = share(k, index, count);
+      const int64_t whole = n / kColumns, left = n % kColumns;
+      for (int64_t i = mine.begin; i < mine.end; ++i) {
+        const T* const from = b + i * row_stride;
+        for (int64_t p = 0; p < whole; ++p) {
+          T* const to = packed + (p * k + i) * kColumns;
+#pragma GCC unroll 3
+          for (int v = 0; v < kGemmVectors; ++v) {
+            store<T>(to + v * kLanes, load<T>(from + p * kColumns + v * kLanes));
+          }
+        }
+        const int64_t width = ceil_div(left, kLanes) * kLanes;
+        T* const to = packed + whole * kColumns * k + i * width;
+        for (int64_t j = 0; j < left; j += kLanes) {
+          const T* const vector = from + whole * kColumns + j;
+          store<T>(to + j, left - j >= kLanes ? load<T>(vector) : load<T>(vector, left - j));
+        }
+      }
+      return;
+    }
+  }
   const Range mine = share(ceil_div(n, kGemmColumns<T>), index, count);
   for (int64_t p = mine.begin; p < mine.end; ++p) {
     gemm_pack_panel(b, row_stride, column_stride, k, n, p,

@@ -124,13 +124,25 @@ void gemm_pack(const T* b, int64_t row_stride, int64_t column_stride, int64_t k,
   }
 }
 
-// c [Rows, columns] = or += a x panel
+// Terms of a product that is made row by row of c, with all of b in the first cache.
+inline constexpr int64_t kOuterTerms = 8;
+
+// Very few rows; or rows of up to 1 KiB, as what a chunk's products read of them then stays in the
+// second cache, and in few pages. No vector may begin in one of those and end in the next.
+template <class T>
+bool gemm_in_place(int64_t row_stride, int64_t column_stride, int64_t k, int64_t n) {
+  if (kOperandTerms<T> > 1 || column_stride != 1) return false;
+  return k <= kOuterTerms ||
+         (n % kLanesOf<T> == 0 && row_stride * int64_t(sizeof(T)) <= 1024);
+}
+
+// c [Rows, columns] = or += a x panel, whose rows are `width` apart
 template <class T, int Rows, int Vectors, bool Interleaved, class O>
 void gemm_tile(T* c, int64_t ldc, int64_t columns, const O* a, int64_t lda, const O* panel,
-               int64_t k, bool add) {
+               int64_t width, int64_t k, bool add) {
   constexpr int kLanes = Simd<T>::kLanes;
   Vec<T> total[Rows][Vectors];
-  accumulate<T, Rows, Vectors, Interleaved, O>(total, a, lda, panel, k);
+  accumulate<T, Rows, Vectors, Interleaved, O>(total, a, lda, panel, k, nullptr, width);
   if (columns == Vectors * kLanes) {
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
@@ -153,7 +165,7 @@ void gemm_tile(T* c, int64_t ldc, int64_t columns, const O* a, int64_t lda, cons
 
 template <class T>
 using GemmTile = void (*)(Arithmetic<T>*, int64_t, int64_t, const Operand<T>*, int64_t,
-                          const Operand<T>*, int64_t, bool);
+                          const Operand<T>*, int64_t, int64_t, bool);
 
 template <class T, bool Interleaved, int Vectors, int Rows = kGemmRows>
 SEQKERN_INLINE GemmTile<T> gemm_tile_of_rows(int64_t rows) {
@@ -270,51 +282,41 @@ SEQKERN_INLINE void interleave(const T* a, int64_t row_stride, int64_t column_st
   }
 }
 
-// Some k of a thread's part of c.
+// Some k of a thread's part of c: tiles of rows x a group of panels, which stays in the cache. a
+// begins at the terms, c at the first row.
 template <class T, bool Interleaved>
-void gemm_slab(const GemmArgs<T>& g, Range tiles, Range panels, Range terms, Operand<T>* scratch) {
-  constexpr int64_t kTerms = kOperandTerms<T>, kBlock = kGemmBlockBytes / sizeof(Operand<T>),
+void gemm_panels(const GemmArgs<T>& g, int64_t rows, Range panels, Range terms, const Operand<T>* a,
+                 Arithmetic<T>* c) {
+  constexpr int64_t kTerms = kOperandTerms<T>,
                     kGroup = kGemmGroupBytes / (kGemmColumns<T> * sizeof(Operand<T>));
   const int64_t k_block = g.k_block / kTerms;
   const int64_t deepest = k_block > 0 && k_block < kGemmDepth<T> ? k_block : kGemmDepth<T>;
-  const int64_t begin = tiles.begin * kGemmRows,
-                end = tiles.end * kGemmRows < g.M ? tiles.end * kGemmRows : g.M;
   // At least 1: without terms there is still a zero to write.
   const int64_t K = terms.end - terms.begin, least = K > 0 ? K : 1;
   // Equal blocks: a short last one would read and write c for little.
-  const int64_t depth = ceil_div(least, ceil_div(least, deepest));
-  const int64_t block = Interleaved ? kBlock / least / kGemmRows * kGemmRows : end - begin,
+  const int64_t depth = ceil_div(least, ceil_div(least, deepest)),
                 group = kGroup > least ? kGroup / least : 1;
-  for (int64_t row = begin; row < end; row += block) {
-    const int64_t rows = end - row < block ? end - row : block;
-    const T* a = g.a + row * g.a_row + terms.begin * kTerms * g.a_column;
-    if constexpr (Interleaved) {
-      const int64_t end = terms.end * kTerms < g.K ? terms.end * kTerms : g.K;
-      interleave(a, g.a_row, g.a_column, rows, end - terms.begin * kTerms, scratch);
-    }
-    for (int64_t first = panels.begin; first < panels.end; first += group) {
-      const int64_t last = panels.end - first < group ? panels.end : first + group;
-      for (int64_t i = 0; i < rows; i += kGemmRows) {
-        const int64_t n = rows - i < kGemmRows ? rows - i : kGemmRows;
-        for (int64_t p = first; p < last; ++p) {
-          const int64_t column = p * kGemmColumns<T>, vectors = gemm_vectors<T>(p, g.N),
-                        width = vectors * kLanesOf<T>;
-          const int64_t columns = g.N - column < width ? g.N - column : width;
-          const Operand<T>* panel =
-              operands(g.packed) + column * gemm_operands<T>(g.K) + terms.begin * width;
-          Arithmetic<T>* c = g.c + (row + i) * g.ldc + column;
-          const GemmTile<T> tile = gemm_tile_for<T, Interleaved>(n, vectors);
-          for (int64_t k0 = 0; k0 < least; k0 += depth) {
-            const int64_t k = K - k0 < depth ? K - k0 : depth;
-            const bool add = g.add || terms.begin + k0 > 0;
-            if constexpr (Interleaved) {
-              tile(c, g.ldc, columns, scratch + i * K + k0 * kGemmRows, kGemmRows,
-                   panel + k0 * width, k, add);
-            } else {
-              tile(c, g.ldc, columns, operands(a + i * g.a_row) + k0, g.a_row / kTerms,
-                   panel + k0 * width, k, add);
-            }
-          }
+  const int64_t row_step = Interleaved ? K : g.a_row / kTerms,
+                term_step = Interleaved ? kGemmRows : 1,
+                panel_step = kGemmColumns<T> * (g.in_place ? 1 : gemm_operands<T>(g.K));
+  for (int64_t first = panels.begin; first < panels.end; first += group) {
+    const int64_t last = panels.end - first < group ? panels.end : first + group;
+    for (int64_t i = 0; i < rows; i += kGemmRows) {
+      const int64_t n = rows - i < kGemmRows ? rows - i : kGemmRows;
+      const GemmTile<T> whole = gemm_tile_for<T, Interleaved>(n, kGemmVectors);
+      for (int64_t p = first; p < last; ++p) {
+        const int64_t column = p * kGemmColumns<T>, left = g.N - column;
+        const bool is_whole = left >= kGemmColumns<T>;
+        const int64_t vectors = is_whole ? kGemmVectors : ceil_div(left, kLanesOf<T>),
+                      width = g.in_place ? g.b_row : vectors * kLanesOf<T>;
+        const GemmTile<T> tile = is_whole ? whole : gemm_tile_for<T, Interleaved>(n, vectors);
+        const Operand<T>* const panel =
+            operands(g.in_place ? g.b : g.packed) + p * panel_step + terms.begin * width;
+        for (int64_t k0 = 0; k0 < least; k0 += depth) {
+          const int64_t k = K - k0 < depth ? K - k0 : depth;
+          tile(c + i * g.ldc + column, g.ldc, is_whole ? kGemmColumns<T> : left,
+               a + i * row_step + k0 * term_step, Interleaved ? kGemmRows : row_step,
+               panel + k0 * width, width, k, g.add || terms.begin + k0 > 0);
         }
       }
     }
@@ -322,10 +324,29 @@ void gemm_slab(const GemmArgs<T>& g, Range tiles, Range panels, Range terms, Ope
 }
 
 template <class T, bool Interleaved>
-void gemm_slabs(const GemmArgs<T>& g, Range tiles, Range panels, Operand<T>* scratch) {
+void gemm_slabs(const GemmArgs<T>& g, Range tiles, int across, int count, Operand<T>* scratch) {
+  constexpr int64_t kTerms = kOperandTerms<T>, kBlock = kGemmBlockBytes / sizeof(Operand<T>);
+  const int64_t begin = tiles.begin * kGemmRows,
+                end = tiles.end * kGemmRows < g.M ? tiles.end * kGemmRows : g.M;
   const int64_t K = gemm_operands<T>(g.K), slabs = K > 0 ? ceil_div(K, kGemmMaxSlab) : 1;
   for (int i = 0; i < slabs; ++i) {
-    gemm_slab<T, Interleaved>(g, tiles, panels, share(K, i, int(slabs)), scratch);
+    const Range terms = share(K, i, int(slabs));
+    const int64_t depth = terms.end > terms.begin ? terms.end - terms.begin : 1,
+                  block = Interleaved ? kBlock / depth / kGemmRows * kGemmRows : end - begin;
+    for (int64_t row = begin; row < end; row += block) {
+      const int64_t rows = end - row < block ? end - row : block;
+      const T* const a = g.a + row * g.a_row + terms.begin * kTerms * g.a_column;
+      if constexpr (Interleaved) {
+        const int64_t last = terms.end * kTerms < g.K ? terms.end * kTerms : g.K;
+        interleave(a, g.a_row, g.a_column, rows, last - terms.begin * kTerms, scratch);
+      }
+      for (const GemmArgs<T>* product = &g; product; product = product->also) {
+        const Range panels = share(ceil_div(product->N, kGemmColumns<T>), across, count);
+        gemm_panels<T, Interleaved>(*product, rows, panels, terms,
+                                    Interleaved ? scratch : operands(a),
+                                    product->c + row * product->ldc);
+      }
+    }
   }
 }
 
@@ -429,6 +450,54 @@ void gemm_added_rows(const GemmArgs<T>& g, Range panels, T* scratch) {
   }
 }
 
+// For very few terms: whole rows of c, four at a time, as they are little more than written.
+template <class T>
+void gemm_outer(const GemmArgs<T>& g, Range tiles, Range panels) {
+  using V = Vec<T>;
+  constexpr int kLanes = Simd<T>::kLanes, kRows = 4;
+  const int64_t end = tiles.end * kGemmRows < g.M ? tiles.end * kGemmRows : g.M,
+                last = panels.end * kGemmColumns<T> < g.N ? panels.end * kGemmColumns<T> : g.N;
+  for (int64_t i = tiles.begin * kGemmRows; i < end; i += kRows) {
+    const int64_t rows = end - i < kRows ? end - i : kRows;
+    V x[kOuterTerms][kRows] = {};
+    for (int64_t k = 0; k < g.K; ++k) {
+      for (int64_t r = 0; r < rows; ++r) {
+        x[k][r] = broadcast<T>(g.a[(i + r) * g.a_row + k * g.a_column]);
+      }
+    }
+    const auto row_vectors = [&](int64_t j, auto rows, auto get, auto put)
+                                 __attribute__((always_inline)) {
+      V sum[kRows] = {};
+      for (int64_t k = 0; k < g.K; ++k) {
+        const V w = get(g.b + k * g.b_row + j);
+#pragma GCC unroll 4
+        for (int r = 0; r < kRows; ++r) sum[r] += x[k][r] * w;
+      }
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r) {
+        T* const to = g.c + (i + r) * g.ldc + j;
+        if (r < rows) put(to, g.add ? get(to) + sum[r] : sum[r]);
+      }
+    };
+    int64_t j = panels.begin * kGemmColumns<T>;
+    for (; j + kLanes <= last; j += kLanes) {
+      const auto get = [](const T* p) __attribute__((always_inline)) { return load<T>(p); };
+      const auto put = [](T* p, V v) __attribute__((always_inline)) { store<T>(p, v); };
+      if (rows == kRows) {
+        row_vectors(j, std::integral_constant<int, kRows>(), get, put);
+      } else {
+        row_vectors(j, rows, get, put);
+      }
+    }
+    if (const int64_t left = last - j; left > 0) {
+      row_vectors(
+          j, rows,
+          [left](const T* p) __attribute__((always_inline)) { return load<T>(p, left); },
+          [left](T* p, V v) __attribute__((always_inline)) { store<T>(p, v, left); });
+    }
+  }
+}
+
 // For few rows: packs no more of b than one slab of a panel, just before it is read.
 template <class T>
 void gemm_few_rows(const GemmArgs<T>& g, Range tiles, Range panels, T* scratch) {
@@ -449,7 +518,7 @@ void gemm_few_rows(const GemmArgs<T>& g, Range tiles, Range panels, T* scratch) 
         n = end - row < kGemmRows ? end - row : kGemmRows;
         gemm_tile_for<T, false>(n, vectors)(
             g.c + row * g.ldc + column, g.ldc, columns, operands(g.a + row * g.a_row + k0),
-            g.a_row / kTerms, operands(scratch), gemm_operands<T>(k), g.add || k0 > 0);
+            g.a_row / kTerms, operands(scratch), width, gemm_operands<T>(k), g.add || k0 > 0);
       }
     }
   }
@@ -457,27 +526,42 @@ void gemm_few_rows(const GemmArgs<T>& g, Range tiles, Range panels, T* scratch) 
 
 template <class T>
 void gemm(const GemmArgs<T>& g, T* scratch, int index, int count) {
-  const int64_t tiles = ceil_div(g.M, kGemmRows), panels = ceil_div(g.N, kGemmColumns<T>);
-  const GemmGrid grid = gemm_grid(tiles, panels, count);
-  const Range down = share(tiles, index / grid.across, grid.down),
-              across = share(panels, index % grid.across, grid.across);
-  if (!g.packed) {
+  const int64_t tiles = ceil_div(g.M, kGemmRows);
+  int64_t all_panels = 0;
+  for (const GemmArgs<T>* product = &g; product; product = product->also) {
+    all_panels += ceil_div(product->N, kGemmColumns<T>);
+  }
+  const GemmGrid grid = gemm_grid(tiles, all_panels, count);
+  const Range down = share(tiles, index / grid.across, grid.down);
+  const int across = index % grid.across;
+  if (!g.packed && !g.in_place) {
+    const Range panels = share(all_panels, across, grid.across);
     if constexpr (kOperandTerms<T> == 1) {
       if (g.M <= dot_rows<T>(g.K) && g.b_row == 1 && g.b_column == g.K) {
-        gemm_dots(g, down, across);
+        gemm_dots(g, down, panels);
         return;
       }
       if (g.M <= kAddedRows && g.b_column == 1) {
-        if (down.begin < down.end) gemm_added_rows(g, across, scratch);
+        if (down.begin < down.end) gemm_added_rows(g, panels, scratch);
         return;
       }
     }
-    gemm_few_rows(g, down, across, scratch);
-  } else if (g.a_column == 1 && g.K % kOperandTerms<T> == 0 &&
-             g.a_row % kOperandTerms<T> == 0) {
-    gemm_slabs<T, false>(g, down, across, operands(scratch));
+    gemm_few_rows(g, down, panels, scratch);
+    return;
+  }
+  if constexpr (kOperandTerms<T> == 1) {
+    if (g.in_place && g.K <= kOuterTerms) {
+      for (const GemmArgs<T>* product = &g; product; product = product->also) {
+        const Range panels = share(ceil_div(product->N, kGemmColumns<T>), across, grid.across);
+        gemm_outer(*product, down, panels);
+      }
+      return;
+    }
+  }
+  if (g.a_column == 1 && g.K % kOperandTerms<T> == 0 && g.a_row % kOperandTerms<T> == 0) {
+    gemm_slabs<T, false>(g, down, across, grid.across, operands(scratch));
   } else {
-    gemm_slabs<T, true>(g, down, across, operands(scratch));
+    gemm_slabs<T, true>(g, down, across, grid.across, operands(scratch));
   }
 }
 

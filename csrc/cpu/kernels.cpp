@@ -30,6 +30,7 @@ constexpr LayerKernels<T> layer_kernels() {
       gemm_packed_size<T>,
       gemm_scratch_size<T>,
       gemm_pack<T>,
+      gemm_in_place<T>,
       gemm<T>,
       add_columns<T>,
       dot_rows<T>,

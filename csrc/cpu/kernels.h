@@ -132,12 +132,15 @@ struct GemmArgs {
   int64_t a_row, a_column;
   const T* b;  // element (k, j) at b[k * b_row + j * b_column]
   int64_t b_row, b_column;
-  // b by gemm_pack; null for few rows of a, which must be contiguous, and in bfloat16 of pairs
+  // b by gemm_pack; null where b is read as it lies: for few rows of a, which must be contiguous,
+  // and in bfloat16 of pairs; or in_place
   const T* packed;
   Arithmetic<T>* c;  // row stride ldc
   int64_t ldc;
   bool add;
   int64_t k_block;
+  bool in_place = false;           // gemm_in_place says that b may stay as it is for any a
+  const GemmArgs* also = nullptr;  // another product of the same a, which is packed once for both
 };
 
 template <typename T>
@@ -165,6 +168,8 @@ struct LayerKernels {
   int64_t (*gemm_scratch_size)();
   void (*gemm_pack)(const T* b, int64_t row_stride, int64_t column_stride, int64_t k, int64_t n,
                     T* packed, int index, int count);
+  // Whether b [k, n] is read as fast where it lies.
+  bool (*gemm_in_place)(int64_t row_stride, int64_t column_stride, int64_t k, int64_t n);
   void (*gemm)(const GemmArgs<T>&, T* scratch, int index, int count);
   // to [n] += the sums of the columns of a [rows, n].
   void (*add_columns)(const T* a, int64_t lda, int64_t rows, int64_t n, Arithmetic<T>* to);

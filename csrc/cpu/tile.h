@@ -64,16 +64,18 @@ inline constexpr int kLanesOf = Simd<Arithmetic<T>>::kLanes;
 
 // Sums a [Rows, k] x panel [k, Vectors*lanes] in registers, and brings k * Ahead vectors from
 // `ahead` on into the second cache meanwhile. Element (r, i) of a lies at a[r * row_stride + i] or,
-// Interleaved, at a[i * row_stride + r]. T is that of the sums, O that of the operands.
+// Interleaved, at a[i * row_stride + r]; the panel's rows lie `width` elements apart. T is that of
+// the sums, O that of the operands.
 template <class T, int Rows, int Vectors, bool Interleaved = false, class O = T, int Ahead = 0>
 SEQKERN_INLINE void accumulate(Vec<T> (&total)[Rows][Vectors], const O* a, int64_t row_stride,
-                               const O* panel, int64_t k, const O* ahead = nullptr) {
+                               const O* panel, int64_t k, const O* ahead = nullptr,
+                               int64_t width = Vectors * Simd<T>::kLanes) {
   using V = Vec<T>;
   constexpr int kLanes = Simd<T>::kLanes;
   constexpr int kSets = k_sets(Rows, Vectors);
   V sum[kSets][Rows][Vectors] = {};
   const auto multiply = [&](int set, int64_t i) __attribute__((always_inline)) {
-    const O* w = panel + i * (Vectors * kLanes);
+    const O* w = panel + i * width;
     Vec<O> weight[Vectors];
 #pragma GCC unroll 4
     for (int v = 0; v < Ahead; ++v) __builtin_prefetch(ahead + (i * Ahead + v) * kLanes, 0, 2);

@@ -21,29 +21,39 @@ Arithmetic<T> pairwise_dot(const T* a, int64_t a_stride, const T* b, int64_t b_s
   return sum;
 }
 
-// out = a^T b or out += a^T b, a sum over all rows of a chunk; b is the right factor. One running
-// sum per element over so many terms rounds worse than torch.nn's sum of one product a step, so
-// that a small result, which costs little to add to, is made of short sums. (A large one, read and
-// written each time, would cost more.) With one column on either side torch's own sum is better
-// still.
+// c = a^T b or c += a^T b for each product, sums over all rows of a chunk. One running sum per
+// element over so many terms rounds worse than torch.nn's sum of one product a step, so that a
+// small result, which costs little to add to, is made of short sums. (A large one, read and written
+// each time, would cost more.) With one column on either side torch's own sum is better still.
 template <typename T>
-void multiply_over_rows(const Team<T>& team, Matrix<Arithmetic<T>> out, Matrix<const T> a,
-                        Factor<T>& factor, bool add) {
-  if (out.rows == 1 || out.columns == 1) {
-    const Matrix<const T>& b = factor.b;
-    team.each(out.rows * out.columns, [&](int64_t begin, int64_t end) {
+void multiply_over_rows(const Team<T>& team, Matrix<const T> a,
+                        std::initializer_list<typename Team<T>::Product> products) {
+  constexpr int64_t kSmall = 1 << 15, kShort = 64;
+  const auto terms = [](const Matrix<Arithmetic<T>>& c) {
+    return c.rows * c.columns <= kSmall ? kShort : 0;
+  };
+  const auto &first = products.begin()[0], &last = products.end()[-1];
+  if (a.columns > 1 && first.c.columns > 1 && last.c.columns > 1) {
+    if (products.size() == 1) {
+      team.multiply(a.transposed(), {{first.c, first.b, first.add, terms(first.c)}});
+    } else {
+      team.multiply(a.transposed(), {{first.c, first.b, first.add, terms(first.c)},
+                                     {last.c, last.b, last.add, terms(last.c)}});
+    }
+    return;
+  }
+  for (const auto& [c, factor, add, terms] : products) {
+    const Matrix<const T>& b = factor->b;
+    team.each(c.rows * c.columns, [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
-        const int64_t i = n / out.columns, j = n % out.columns;
-        Arithmetic<T>& to = out.data[i * out.row_stride + j];
+        const int64_t i = n / c.columns, j = n % c.columns;
+        Arithmetic<T>& to = c.data[i * c.row_stride + j];
         const Arithmetic<T> sum = pairwise_dot(a.data + i * a.column_stride, a.row_stride,
                                                b.data + j * b.column_stride, b.row_stride, a.rows);
         to = add ? to + sum : sum;
       }
     });
-    return;
   }
-  constexpr int64_t kSmall = 1 << 15, kShort = 64;
-  team.multiply(out, a.transposed(), factor, add, out.rows * out.columns <= kSmall ? kShort : 0);
 }
 
 template <typename T>
@@ -101,7 +111,8 @@ BackwardResult backward(const cpu::LayerKernels<T>& table, const Layer& s,
     // [B, GG*H]: of the step after the chunk, of each row's first step
     T *next = nullptr, *first = nullptr;
     T *grad_h = nullptr, *hidden = nullptr, *h_prev = nullptr;
-    T *packed_x, *packed_h, *packed_hidden;  // a chunk's, as right factors
+    // A chunk's, as right factors; null where they are read as they lie.
+    T *packed_x = nullptr, *packed_h = nullptr, *packed_hidden = nullptr;
     A* grad_b;
     Tensor grad_w_ih, grad_w_hh, grad_w_hr;
   };
@@ -140,9 +151,13 @@ BackwardResult backward(const cpu::LayerKernels<T>& table, const Layer& s,
     // Padded, the products read h_{t-1} where it lies, in the output.
     if (s.ragged && (recompute || params)) dir.h_prev = run.template scratch<T>(most * K);
     if (params) {
-      dir.packed_x = run.template scratch<T>(table.gemm_packed_size(most, s.I));
-      // Of two parts, each of whole operands.
-      dir.packed_h = run.template scratch<T>(table.gemm_packed_size(most + 2, K));
+      if (!table.gemm_in_place(s.I, 1, most, s.I)) {
+        dir.packed_x = run.template scratch<T>(table.gemm_packed_size(most, s.I));
+      }
+      if (!table.gemm_in_place(s.ragged ? K : s.D * K, 1, most, K)) {
+        // Of two parts, each of whole operands.
+        dir.packed_h = run.template scratch<T>(table.gemm_packed_size(most + 2, K));
+      }
       dir.grad_w_ih = run.empty({G * H, s.I});
       dir.grad_w_hh = run.empty({G * H, K});
       if (s.bias) {
@@ -150,7 +165,9 @@ BackwardResult backward(const cpu::LayerKernels<T>& table, const Layer& s,
         std::fill_n(dir.grad_b, width, A(0));
       }
       if (s.projection) {
-        dir.packed_hidden = run.template scratch<T>(table.gemm_packed_size(most, H));
+        if (!table.gemm_in_place(H, 1, most, H)) {
+          dir.packed_hidden = run.template scratch<T>(table.gemm_packed_size(most, H));
+        }
         dir.grad_w_hr = run.empty({K, H});
       }
     }
@@ -300,15 +317,20 @@ BackwardResult backward(const cpu::LayerKernels<T>& table, const Layer& s,
       for (int64_t d = 0; d < s.D; ++d) {
         PerDirection& dir = dirs[d];
         if (params) {
-          team.pack(from_x[d] = {x.from_row(chunk[d].row, chunk[d].rows), dir.packed_x});
+          const auto factor = [&](const Matrix<const T>& b, T* packed) {
+            Factor<T> factor{b, packed, packed == nullptr};
+            team.pack(factor);
+            return factor;
+          };
+          from_x[d] = factor(x.from_row(chunk[d].row, chunk[d].rows), dir.packed_x);
           T* to = dir.packed_h;
           for (int n = 0; n < begin[d].count; ++n) {
             const Matrix<const T>& h = begin[d].found[n].h;
-            team.pack(from_h[d][n] = {h, to});
-            to += table.gemm_packed_size(h.rows, K);
+            from_h[d][n] = factor(h, to);
+            if (to) to += table.gemm_packed_size(h.rows, K);
           }
           if (s.projection) {
-            team.pack(from_hidden[d] = {{dir.hidden, chunk[d].rows, H, H}, dir.packed_hidden});
+            from_hidden[d] = factor({dir.hidden, chunk[d].rows, H, H}, dir.packed_hidden);
           }
         }
         const auto rows_of = [&](int64_t t) {
@@ -340,19 +362,39 @@ BackwardResult backward(const cpu::LayerKernels<T>& table, const Layer& s,
                         dir.to_x, s.D == 2);
         }
         if (!params) continue;
-        multiply_over_rows(team, {data<A>(dir.grad_w_ih), G * H, s.I, s.I}, grad_in, from_x[d],
-                           i > 0);
-        // The recurrent columns lie rotated against W_hh's rows: where they do, in two products.
-        const Matrix<A> grad_w_hh{data<A>(dir.grad_w_hh), G * H, K, K};
+        // Of the gate gradients' columns the first belong to W_hh alone, the last as many to W_ih
+        // alone, and those between to both; W_hh's rows lie rotated against them.
+        const int64_t apart = info.grad_input_offset * H, both = G * H - apart;
+        const Matrix<A> to_x{data<A>(dir.grad_w_ih), G * H, s.I, s.I},
+            to_h{data<A>(dir.grad_w_hh), G * H, K, K};
+        const Matrix<A> both_to_x = to_x.from_row(0, both),
+                        both_to_h = to_h.from_row((apart + rotation) % (G * H), both);
+        // Together where both right factors stay in the second-level cache.
+        const bool together =
+            begin[d].count == 1 &&
+            chunk[d].rows * (s.I + K) * int64_t(sizeof(T)) <= cpu::cache_bytes() / 2;
+        if (together) {
+          multiply_over_rows(team, grad.from_column(apart, both),
+                             {{both_to_x, &from_x[d], i > 0}, {both_to_h, &from_h[d][0], i > 0}});
+        } else {
+          multiply_over_rows(team, grad.from_column(apart, both),
+                             {{both_to_x, &from_x[d], i > 0}});
+        }
+        if (apart > 0) {
+          multiply_over_rows(team, grad.from_column(G * H, apart),
+                             {{to_x.from_row(both, apart), &from_x[d], i > 0}});
+        }
         for (int n = 0; n < begin[d].count; ++n) {
           const Beginning& rows = begin[d].found[n];
           const Matrix<const T> grad_rows = grad.from_row(rows.row, rows.h.rows);
           const bool add = i > 0 || n > 0;
-          multiply_over_rows(team, grad_w_hh.from_row(rotation, head),
-                             grad_rows.from_column(0, head), from_h[d][n], add);
-          if (rotation > 0) {
-            multiply_over_rows(team, grad_w_hh.from_row(0, rotation),
-                               grad_rows.from_column(head, rotation), from_h[d][n], add);
+          if (!together) {
+            multiply_over_rows(team, grad_rows.from_column(apart, both),
+                               {{both_to_h, &from_h[d][n], add}});
+          }
+          if (apart > 0) {
+            multiply_over_rows(team, grad_rows.from_column(0, apart),
+                               {{to_h.from_row(rotation, apart), &from_h[d][n], add}});
           }
         }
         if (s.bias) {
@@ -362,8 +404,8 @@ BackwardResult backward(const cpu::LayerKernels<T>& table, const Layer& s,
           });
         }
         if (s.projection) {
-          multiply_over_rows(team, {data<A>(dir.grad_w_hr), K, H, H},
-                             {dir.grad_h, chunk[d].rows, K, K}, from_hidden[d], i > 0);
+          multiply_over_rows(team, {dir.grad_h, chunk[d].rows, K, K},
+                             {{{data<A>(dir.grad_w_hr), K, H, H}, &from_hidden[d], i > 0}});
         }
       }
       // Without it the next chunk's gradients would be made where others still read this one's.

@@ -3,6 +3,8 @@
 
 #include <ATen/Parallel.h>
 
+#include <initializer_list>
+
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
 #include "cpu/plan.h"
@@ -29,7 +31,8 @@ struct Matrix {
 template <typename T>
 struct Factor {
   Matrix<const T> b;
-  T* packed;  // room for it, or null where it is read as it lies: by products of few rows alone
+  T* packed;  // room for it, or null where it is read as it lies: by products of few rows alone,
+  bool in_place = false;  // or by any
   bool stale = true;
 
   // Left factors of no more rows than this do not pay for a packed copy that goes through memory.
@@ -81,41 +84,70 @@ class Team {
   // c = a b or, with add, c += a b; c's rows are contiguous, a and b have rows or columns that are.
   // Sums have at most `terms` terms each before they are added to c (0: any). Products into one c
   // need no wait between them.
-  void multiply(Matrix<cpu::Arithmetic<T>> c, Matrix<const T> a, Factor<T>& factor,
-                bool add = false, int64_t terms = 0) const {
-    if (c.rows == 0 || c.columns == 0) return;
-    const cpu::GemmArgs<T> args{.M = c.rows,
-                                .N = c.columns,
-                                .K = a.columns,
-                                .a = a.data,
-                                .a_row = a.row_stride,
-                                .a_column = a.column_stride,
-                                .b = factor.b.data,
-                                .b_row = factor.b.row_stride,
-                                .b_column = factor.b.column_stride,
-                                .packed = factor.packed,
-                                .c = c.data,
-                                .ldc = c.row_stride,
-                                .add = add,
-                                .k_block = terms};
+  struct Product {
+    Matrix<cpu::Arithmetic<T>> c;
+    Factor<T>* b;
+    bool add = false;
+    int64_t terms = 0;
+  };
+
+  void multiply(Matrix<cpu::Arithmetic<T>> c, Matrix<const T> a, Factor<T>& b, bool add = false,
+                int64_t terms = 0) const {
+    if (c.rows > 0 && c.columns > 0) multiply(a, {{c, &b, add, terms}});
+  }
+
+  // Several products of one left factor, with right factors that are packed or in place.
+  void multiply(Matrix<const T> a, std::initializer_list<Product> products) const {
+    constexpr size_t kMost = 2;
+    cpu::GemmArgs<T> args[kMost];
+    const cpu::GemmArgs<T>* first = nullptr;
+    int64_t columns = 0;
+    for (size_t i = 0; i < products.size(); ++i) {
+      const Product& product = products.begin()[i];
+      const Matrix<const T>& b = product.b->b;
+      args[i] = {.M = a.rows,
+                 .N = b.columns,
+                 .K = a.columns,
+                 .a = a.data,
+                 .a_row = a.row_stride,
+                 .a_column = a.column_stride,
+                 .b = b.data,
+                 .b_row = b.row_stride,
+                 .b_column = b.column_stride,
+                 .packed = product.b->packed,
+                 .c = product.c.data,
+                 .ldc = product.c.row_stride,
+                 .add = product.add,
+                 .k_block = product.terms,
+                 .in_place = product.b->in_place,
+                 .also = first};
+      first = &args[i];
+      columns += b.columns;
+    }
     const auto product = [&](int index, int count) {
-      kernels_.gemm(args, scratch_ + index * kernels_.gemm_scratch_size(), index, count);
+      kernels_.gemm(*first, scratch_ + index * kernels_.gemm_scratch_size(), index, count);
     };
     if (barrier_) {
       product(index_, count_);
       return;
     }
-    const int threads = cpu::product_threads(c.rows, c.columns, a.columns, at::get_num_threads());
-    const bool pack = factor.packed && factor.stale;
+    const int threads = cpu::product_threads(a.rows, columns, a.columns, at::get_num_threads());
+    const auto each_stale = [&](auto&& f) {
+      for (const Product& product : products) {
+        if (product.b->packed && product.b->stale) f(*product.b);
+      }
+    };
+    bool pack = false;
+    each_stale([&](Factor<T>&) { pack = true; });
     cpu::Barrier packed;
     cpu::parallel(threads, [&](int index, int count) {
       if (pack) {
-        pack_share(factor, index, count);
+        each_stale([&](Factor<T>& factor) { pack_share(factor, index, count); });
         packed.wait(index, count);
       }
       product(index, count);
     });
-    factor.stale = false;
+    each_stale([](Factor<T>& factor) { factor.stale = false; });
   }
 
  private:

@@ -528,8 +528,10 @@ template <class T>
 void gemm(const GemmArgs<T>& g, T* scratch, int index, int count) {
   const int64_t tiles = ceil_div(g.M, kGemmRows);
   int64_t all_panels = 0;
+  bool all_in_place = true;
   for (const GemmArgs<T>* product = &g; product; product = product->also) {
     all_panels += ceil_div(product->N, kGemmColumns<T>);
+    all_in_place = all_in_place && product->in_place;
   }
   const GemmGrid grid = gemm_grid(tiles, all_panels, count);
   const Range down = share(tiles, index / grid.across, grid.down);
@@ -550,7 +552,7 @@ void gemm(const GemmArgs<T>& g, T* scratch, int index, int count) {
     return;
   }
   if constexpr (kOperandTerms<T> == 1) {
-    if (g.in_place && g.K <= kOuterTerms) {
+    if (all_in_place && g.K <= kOuterTerms) {
       for (const GemmArgs<T>* product = &g; product; product = product->also) {
         const Range panels = share(ceil_div(product->N, kGemmColumns<T>), across, grid.across);
         gemm_outer(*product, down, panels);

@@ -1,5 +1,6 @@
 // One level's large matrix products against sums in double precision: every way round, sizes on
-// both sides of the tiles, blocks and slabs, packed and with few rows, teams of several threads.
+// both sides of the tiles, blocks and slabs, the right factor packed, read in place and with few
+// rows, one product and two of one left factor, teams of several threads.
 // Memory of exact sizes, so that AddressSanitizer sees the first element past the end.
 #include <cmath>
 #include <cstdint>
@@ -55,9 +56,17 @@ Bf16 not_a_number<Bf16>() {
   return {0x7fc0};
 }
 
+enum class Right { kFewRows, kPacked, kInPlace };
+
 struct Case {
-  int64_t M, N, K, count, k_block;
-  bool a_transposed, b_transposed, add, packed;
+  int64_t M, K, count;
+  bool a_transposed;
+  struct Product {
+    int64_t N, k_block;
+    bool b_transposed, add;
+    Right right;
+  };
+  std::vector<Product> products;
 };
 
 // Rows x columns with `gap` elements between rows, or between columns where transposed.
@@ -79,63 +88,92 @@ template <class T>
 bool check(const LayerKernels<T>& kernels, Case s) {
   using A = Arithmetic<T>;
   // Few rows of bfloat16 are read as pairs where they lie.
-  const bool pairs = sizeof(T) == 2 && !s.packed;
-  const int64_t gap = pairs ? any_of({0, 2, 8}) : any_of({0, 1, 7});
+  const bool pairs = sizeof(T) == 2 && s.products[0].right == Right::kFewRows;
+  const auto any_gap = [&] { return pairs ? any_of({0, 2, 8}) : any_of({0, 1, 7}); };
   if (pairs) s.K += s.K % 2;
-  const Matrix<T> a(s.M, s.K, s.a_transposed, gap), b(s.K, s.N, s.b_transposed, gap);
-  Matrix<A> c(s.M, s.N, false, gap);
-  const Matrix<A> before = c;
-  // A product that reads what it should not, or leaves anything unwritten, shows a NaN.
-  const A nan = not_a_number<A>();
-  if (!s.add) {
-    for (int64_t i = 0; i < s.M; ++i) {
-      for (int64_t j = 0; j < s.N; ++j) c.data[i * c.row + j] = nan;
+  const Matrix<T> a(s.M, s.K, s.a_transposed, any_gap());
+  struct Operands {
+    Matrix<T> b;
+    Matrix<A> c, before;
+    std::vector<T> packed;
+  };
+  std::vector<Operands> operands;
+  std::vector<GemmArgs<T>> args;
+  args.reserve(s.products.size());
+  operands.reserve(s.products.size());
+  for (Case::Product& p : s.products) {
+    const Matrix<T> b(s.K, p.N, p.b_transposed, any_gap());
+    const Matrix<A> c(s.M, p.N, false, any_gap());
+    if (p.right == Right::kInPlace && !kernels.gemm_in_place(b.row, b.column, s.K, p.N)) {
+      p.right = Right::kPacked;
     }
-  }
-  std::vector<T> packed(s.packed ? kernels.gemm_packed_size(s.K, s.N) : 0, not_a_number<T>());
-  const GemmArgs<T> args{
-      s.M,           s.N,           s.K,   a.data.data(), a.row,
-      a.column,      b.data.data(), b.row, b.column,      s.packed ? packed.data() : nullptr,
-      c.data.data(), c.row,         s.add, s.k_block};
-  if (s.packed) {
-    for (int i = 0; i < s.count; ++i) {
-      kernels.gemm_pack(b.data.data(), b.row, b.column, s.K, s.N, packed.data(), i, s.count);
+    const bool packs = p.right == Right::kPacked;
+    operands.push_back({b, c, c, {}});
+    Operands& o = operands.back();
+    if (packs) o.packed.assign(kernels.gemm_packed_size(s.K, p.N) + 1, not_a_number<T>());
+    // A product that reads what it should not, or leaves anything unwritten, shows a NaN.
+    for (int64_t i = 0; i < s.M && !p.add; ++i) {
+      for (int64_t j = 0; j < p.N; ++j) o.c.data[i * c.row + j] = not_a_number<A>();
     }
+    for (int i = 0; i < s.count && packs; ++i) {
+      kernels.gemm_pack(o.b.data.data(), b.row, b.column, s.K, p.N, o.packed.data(), i, s.count);
+    }
+    const GemmArgs<T>* const also = args.empty() ? nullptr : &args.back();
+    args.push_back({.M = s.M,
+                    .N = p.N,
+                    .K = s.K,
+                    .a = a.data.data(),
+                    .a_row = a.row,
+                    .a_column = a.column,
+                    .b = o.b.data.data(),
+                    .b_row = b.row,
+                    .b_column = b.column,
+                    .packed = packs ? o.packed.data() : nullptr,
+                    .c = o.c.data.data(),
+                    .ldc = c.row,
+                    .add = p.add,
+                    .k_block = p.k_block,
+                    .in_place = p.right == Right::kInPlace,
+                    .also = also});
   }
   for (int i = 0; i < s.count; ++i) {
     std::vector<T> scratch(kernels.gemm_scratch_size(), not_a_number<T>());
-    kernels.gemm(args, scratch.data(), i, s.count);
+    kernels.gemm(args.back(), scratch.data(), i, s.count);
   }
-  for (int64_t i = 0; i < s.M; ++i) {
-    for (int64_t j = 0; j < s.N; ++j) {
-      double exact = s.add ? double(before.data[i * c.row + j]) : 0, size = std::fabs(exact);
-      for (int64_t k = 0; k < s.K; ++k) {
-        const double term =
-            exactly(a.data[i * a.row + k * a.column]) * exactly(b.data[k * b.row + j * b.column]);
-        exact += term;
-        size += std::fabs(term);
-      }
-      const double error = std::fabs(double(c.data[i * c.row + j]) - exact);
-      // The bound for a sum of K terms in any order.
-      if (!(error <= (s.K + 2) * double(std::numeric_limits<A>::epsilon()) * size)) {
-        std::printf(
-            "%zu bytes, M %ld N %ld K %ld, threads %ld, k_block %ld%s%s%s%s: (%ld, %ld) is "
-            "%g instead of %g\n",
-            sizeof(T), long(s.M), long(s.N), long(s.K), long(s.count), long(s.k_block),
-            s.a_transposed ? ", a transposed" : "", s.b_transposed ? ", b transposed" : "",
-            s.add ? ", add" : "", s.packed ? ", packed" : "", long(i), long(j),
-            double(c.data[i * c.row + j]), exact);
-        return false;
+  for (size_t n = 0; n < s.products.size(); ++n) {
+    const Case::Product& p = s.products[n];
+    const auto& [b, c, before, packed] = operands[n];
+    const auto fail = [&](const char* what, int64_t i, int64_t j) {
+      std::printf("%zu bytes, M %ld N %ld K %ld, threads %ld, k_block %ld%s%s%s, right %d, %zu/%zu: "
+                  "(%ld, %ld) %s\n",
+                  sizeof(T), long(s.M), long(p.N), long(s.K), long(s.count), long(p.k_block),
+                  s.a_transposed ? ", a transposed" : "", p.b_transposed ? ", b transposed" : "",
+                  p.add ? ", add" : "", int(p.right), n + 1, s.products.size(), long(i), long(j),
+                  what);
+      return false;
+    };
+    for (int64_t i = 0; i < s.M; ++i) {
+      for (int64_t j = 0; j < p.N; ++j) {
+        double exact = p.add ? double(before.data[i * c.row + j]) : 0, size = std::fabs(exact);
+        for (int64_t k = 0; k < s.K; ++k) {
+          const double term = exactly(a.data[i * a.row + k * a.column]) *
+                              exactly(b.data[k * b.row + j * b.column]);
+          exact += term;
+          size += std::fabs(term);
+        }
+        const double error = std::fabs(double(c.data[i * c.row + j]) - exact);
+        // The bound for a sum of K terms in any order.
+        if (!(error <= (s.K + 2) * double(std::numeric_limits<A>::epsilon()) * size)) {
+          return fail("is wrong", i, j);
+        }
       }
     }
-  }
-  // Between the rows nothing may change.
-  for (int64_t i = 0; i + 1 < s.M; ++i) {
-    for (int64_t j = s.N; j < c.row; ++j) {
-      if (c.data[i * c.row + j] != before.data[i * c.row + j]) {
-        std::printf("M %ld N %ld K %ld: wrote past the end of row %ld\n", long(s.M), long(s.N),
-                    long(s.K), long(i));
-        return false;
+    // Between the rows nothing may change.
+    for (int64_t i = 0; i + 1 < s.M; ++i) {
+      for (int64_t j = p.N; j < c.row; ++j) {
+        if (c.data[i * c.row + j] != before.data[i * c.row + j]) {
+          return fail("is past the end of its row, and written", i, j);
+        }
       }
     }
   }
@@ -148,19 +186,26 @@ int main(int argc, char** argv) {
   const int cases = argc > 1 ? std::atoi(argv[1]) : 400;
   for (int i = 0; i < cases; ++i) {
     Case s{.M = any_of({1, 2, 5, 8, 9, 23, 64, 65, 130}),
-           .N = any_of({1, 3, 8, 16, 17, 47, 48, 49, 100}),
-           .K = any_of({0, 1, 2, 7, 16, 33, 127, 129}),
+           .K = any_of({0, 1, 2, 7, 8, 9, 16, 33, 127, 129}),
            .count = any_of({1, 2, 3, 4}),
-           .k_block = any_of({0, 0, 64}),
-           .a_transposed = generator() % 2 == 0,
-           .b_transposed = generator() % 2 == 0,
-           .add = generator() % 2 == 0,
-           .packed = generator() % 2 == 0};
-    // A few past the slab, the largest block of rows, and rows 4 KiB apart.
+           .a_transposed = generator() % 2 == 0};
+    // A few past the slab and the largest block of rows.
     if (i % 40 == 0) s.K = any_of({513, 1024, 1025});
     if (i % 40 == 20) s.M = any_of({513, 700});
-    if (i % 40 == 10) s.N = 300;
-    if (s.a_transposed) s.packed = true;
+    for (int64_t n = any_of({1, 2}); n > 0; --n) {
+      Case::Product p{.N = any_of({1, 3, 8, 16, 17, 32, 47, 48, 49, 96, 100, 128}),
+                      .k_block = any_of({0, 0, 64}),
+                      .b_transposed = generator() % 2 == 0,
+                      .add = generator() % 2 == 0,
+                      .right = generator() % 2 == 0 ? Right::kPacked : Right::kInPlace};
+      // More than one group of panels.
+      if (i % 40 == 10) p.N = 300;
+      if (i % 80 == 40) p.N = 250;
+      s.products.push_back(p);
+    }
+    if (!s.a_transposed && s.products.size() == 1 && generator() % 2 == 0) {
+      s.products[0].right = Right::kFewRows;
+    }
 #if defined(__AVX512BF16__)
     if (!check(SEQKERN_CAPABILITY::bf16_table(), s)) return 1;
 #else

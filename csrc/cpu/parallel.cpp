@@ -4,6 +4,8 @@
 #include <pthread.h>
 #include <sched.h>
 
+#include <algorithm>
+
 namespace seqkern::cpu {
 
 namespace {
@@ -68,8 +70,12 @@ void parallel(int threads, void (*body)(void*, int, int), void* context) {
     body(context, 0, 1);
     return;
   }
-#pragma omp parallel num_threads(threads)
-  body(context, omp_get_thread_num(), omp_get_num_threads());
+  const int all = std::max(threads, omp_get_max_threads());
+#pragma omp parallel num_threads(all)
+  {
+    const int index = omp_get_thread_num(), count = std::min(threads, omp_get_num_threads());
+    if (index < count) body(context, index, count);
+  }
 }
 
 }  // namespace seqkern::cpu

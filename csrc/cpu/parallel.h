@@ -24,7 +24,7 @@ class Barrier {
   void wait_for(int index, int count, uint32_t arrival);
 
  private:
-  static constexpr int kFlags = 8;
+  static constexpr int kFlags = 16;
   struct alignas(64) Line {
     std::atomic<uint32_t> count{0};
   };
@@ -32,8 +32,9 @@ class Barrier {
   Line arrived_, generation_;  // of more threads than that
 };
 
-// Calls body(context, index, count) on up to `threads` OpenMP threads; count is how many the
-// region really got. Runs on the calling thread alone inside another parallel region and in a
+// Calls body(context, index, count) on up to `threads` OpenMP threads; count is how many of these
+// the region really got. The region has all of the runtime's threads, as PyTorch's have: GCC's
+// runtime ends those that a smaller one leaves out, and starts them anew for the next one. Runs on the calling thread alone inside another parallel region and in a
 // forked child, where the OpenMP runtime's threads are gone and waiting for them would hang.
 void parallel(int threads, void (*body)(void* context, int index, int count), void* context);
 

@@ -1,10 +1,13 @@
-// Regions and the barrier: a region inside another parallel region gets one thread, and threads
-// beyond the number of cores meet at every barrier. Exit status 1 where that is not so.
+// Regions and the barrier: a region inside another parallel region gets one thread, one of fewer
+// threads leaves the others alive, and threads beyond the number of cores meet at every barrier.
+// Exit status 1 where that is not so.
 #include "cpu/parallel.h"
 
 #include <omp.h>
+#include <unistd.h>
 
 #include <cstdio>
+#include <set>
 #include <vector>
 
 using namespace seqkern::cpu;
@@ -27,8 +30,28 @@ int main() {
                 inner.load(), widest.load());
   }
 
+  // Threads that end would have others in their place.
+  omp_set_num_threads(6);
+  const auto threads_of_a_region = [] {
+    std::vector<pid_t> ids(6);
+    parallel(6, [&](int index, int) { ids[index] = gettid(); });
+    return std::set<pid_t>(ids.begin(), ids.end());
+  };
+  const std::set<pid_t> before = threads_of_a_region();
+  std::atomic<int> members{0}, wrong{0};
+  parallel(3, [&](int index, int count) {
+    ++members;
+    wrong += index >= 3 || count != 3;
+  });
+  if (before.size() != 6 || members != 3 || wrong != 0 || threads_of_a_region() != before) {
+    ++failures;
+    std::printf("FAIL fewer: a region of %d instead of 3, %d wrong, or threads that are not those "
+                "of the %zu before\n",
+                members.load(), wrong.load(), before.size());
+  }
+
   // Of few threads and of many, which it counts in different ways.
-  for (const int threads : {2, 8, 12}) {
+  for (const int threads : {2, 8, 20}) {
     constexpr int kRounds = 2000;
     std::vector<int> round(threads);
     std::atomic<int> early{0}, team{0};

@@ -72,10 +72,14 @@ SEQKERN_INLINE void multiply_lanes(Vec<T> (&sum)[kDotWeights<T>][Rows],
   const auto add = [&](auto&& part) __attribute__((always_inline)) {
     V x[Rows];
 #pragma GCC unroll 6
-    for (int b = 0; b < Rows; ++b) x[b] = part(a + b * lda);
+    for (int b = 0; b < Rows; ++b) {
+      x[b] = part(a + b * lda);
+      keep(x[b]);
+    }
 #pragma GCC unroll 4
     for (int r = 0; r < kDotWeights<T>; ++r) {
-      const V weight = part(w[r]);
+      V weight = part(w[r]);
+      keep(weight);
 #pragma GCC unroll 6
       for (int b = 0; b < Rows; ++b) sum[r][b] += weight * x[b];
     }

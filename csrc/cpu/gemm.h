@@ -397,7 +397,8 @@ void add_rows(const GemmArgs<T>& g, Range columns, Range terms, T* sums, int64_t
       for (int r = 0; r < Rows; ++r) sum[r] = load<T>(sums + r * ld + j - columns.begin);
 #pragma GCC unroll 8
       for (int t = 0; t < kTerms; ++t) {
-        const V w = get(b[t] + j);
+        V w = get(b[t] + j);
+        keep(w);
 #pragma GCC unroll 4
         for (int r = 0; r < Rows; ++r) sum[r] += x[t][r] * w;
       }
@@ -469,7 +470,8 @@ void gemm_outer(const GemmArgs<T>& g, Range tiles, Range panels) {
                                  __attribute__((always_inline)) {
       V sum[kRows] = {};
       for (int64_t k = 0; k < g.K; ++k) {
-        const V w = get(g.b + k * g.b_row + j);
+        V w = get(g.b + k * g.b_row + j);
+        keep(w);
 #pragma GCC unroll 4
         for (int r = 0; r < kRows; ++r) sum[r] += x[k][r] * w;
       }

@@ -26,7 +26,7 @@ inline constexpr int kMaxRows = 8;
 // Few rows make few accumulators: several sets over k hide the latency of the FMA.
 constexpr int k_sets(int rows, int vectors) {
   const int chains = rows * vectors;
-  return chains >= 8 ? 1 : chains >= 4 ? 2 : 4;
+  return chains > (kRegisters == 32 ? 12 : 7) ? 1 : chains >= 4 ? 2 : 4;
 }
 
 // What a tile multiplies of a kernel's type: a pair of bfloat16, whose elements follow one another
@@ -73,6 +73,7 @@ SEQKERN_INLINE void accumulate(Vec<T> (&total)[Rows][Vectors], const O* a, int64
   using V = Vec<T>;
   constexpr int kLanes = Simd<T>::kLanes;
   constexpr int kSets = k_sets(Rows, Vectors);
+  constexpr bool kKeep = kSets * Rows * Vectors + Vectors + 1 <= kRegisters;
   V sum[kSets][Rows][Vectors] = {};
   const auto multiply = [&](int set, int64_t i) __attribute__((always_inline)) {
     const O* w = panel + i * width;
@@ -80,7 +81,10 @@ SEQKERN_INLINE void accumulate(Vec<T> (&total)[Rows][Vectors], const O* a, int64
 #pragma GCC unroll 4
     for (int v = 0; v < Ahead; ++v) __builtin_prefetch(ahead + (i * Ahead + v) * kLanes, 0, 2);
 #pragma GCC unroll 4
-    for (int v = 0; v < Vectors; ++v) weight[v] = load<O>(w + v * kLanes);
+    for (int v = 0; v < Vectors; ++v) {
+      weight[v] = load<O>(w + v * kLanes);
+      if constexpr (kKeep) keep(weight[v]);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
       const Vec<O> x =

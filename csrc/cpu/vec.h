@@ -119,6 +119,21 @@ SEQKERN_INLINE void store(T* p, Vec<T> v) {
   std::memcpy(p, &v, sizeof v);
 }
 
+inline constexpr int kRegisters = kVectorBytes == 64 ? 32 : 16;
+
+// Keeps what was loaded in a register. GCC folds a load with two or three uses into the
+// instructions that use it, so that it is made as often.
+template <class V>
+SEQKERN_INLINE void keep(V& v) {
+#if defined(__x86_64__) || defined(__i386__)
+  asm("" : "+v"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
+#else
+  (void)v;
+#endif
+}
+
 // x - 0 is x for every x, -0 included, so that no addition is left of it.
 template <class T>
 SEQKERN_INLINE Vec<T> broadcast(T x) {

@@ -132,8 +132,7 @@ inline constexpr int64_t kOuterTerms = 8;
 template <class T>
 bool gemm_in_place(int64_t row_stride, int64_t column_stride, int64_t k, int64_t n) {
   if (kOperandTerms<T> > 1 || column_stride != 1) return false;
-  return k <= kOuterTerms ||
-         (n % kLanesOf<T> == 0 && row_stride * int64_t(sizeof(T)) <= 1024);
+  return k <= kOuterTerms || (n % kLanesOf<T> == 0 && row_stride * int64_t(sizeof(T)) <= 1024);
 }
 
 // c [Rows, columns] = or += a x panel, whose rows are `width` apart
@@ -234,8 +233,8 @@ SEQKERN_INLINE void interleave(const T* a, int64_t row_stride, int64_t column_st
     }
     return;
   } else {
-    // A vector of rows is two tiles', whose first halves of two k make one vector of the first tile:
-    // whole cache lines are read and written. Two such pairs at once, as lines lie far apart.
+    // A vector of rows is two tiles', whose first halves of two k make one vector of the first
+    // tile: whole cache lines are read and written. Two such pairs at once, as lines lie far apart.
     if constexpr (Simd<T>::kLanes == 2 * kGemmRows) {
       constexpr int64_t kPairs = 2, kLanes = Simd<T>::kLanes;
       for (; row_stride == 1 && i + kPairs * kLanes <= rows; i += kPairs * kLanes) {
@@ -468,19 +467,19 @@ void gemm_outer(const GemmArgs<T>& g, Range tiles, Range panels) {
     }
     const auto row_vectors = [&](int64_t j, auto rows, auto get, auto put)
                                  __attribute__((always_inline)) {
-      V sum[kRows] = {};
-      for (int64_t k = 0; k < g.K; ++k) {
-        V w = get(g.b + k * g.b_row + j);
-        keep(w);
+                                   V sum[kRows] = {};
+                                   for (int64_t k = 0; k < g.K; ++k) {
+                                     V w = get(g.b + k * g.b_row + j);
+                                     keep(w);
 #pragma GCC unroll 4
-        for (int r = 0; r < kRows; ++r) sum[r] += x[k][r] * w;
-      }
+                                     for (int r = 0; r < kRows; ++r) sum[r] += x[k][r] * w;
+                                   }
 #pragma GCC unroll 4
-      for (int r = 0; r < kRows; ++r) {
-        T* const to = g.c + (i + r) * g.ldc + j;
-        if (r < rows) put(to, g.add ? get(to) + sum[r] : sum[r]);
-      }
-    };
+                                   for (int r = 0; r < kRows; ++r) {
+                                     T* const to = g.c + (i + r) * g.ldc + j;
+                                     if (r < rows) put(to, g.add ? get(to) + sum[r] : sum[r]);
+                                   }
+                                 };
     int64_t j = panels.begin * kGemmColumns<T>;
     for (; j + kLanes <= last; j += kLanes) {
       const auto get = [](const T* p) __attribute__((always_inline)) { return load<T>(p); };
@@ -493,8 +492,7 @@ void gemm_outer(const GemmArgs<T>& g, Range tiles, Range panels) {
     }
     if (const int64_t left = last - j; left > 0) {
       row_vectors(
-          j, rows,
-          [left](const T* p) __attribute__((always_inline)) { return load<T>(p, left); },
+          j, rows, [left](const T* p) __attribute__((always_inline)) { return load<T>(p, left); },
           [left](T* p, V v) __attribute__((always_inline)) { store<T>(p, v, left); });
     }
   }

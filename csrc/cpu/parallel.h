@@ -34,8 +34,9 @@ class Barrier {
 
 // Calls body(context, index, count) on up to `threads` OpenMP threads; count is how many of these
 // the region really got. The region has all of the runtime's threads, as PyTorch's have: GCC's
-// runtime ends those that a smaller one leaves out, and starts them anew for the next one. Runs on the calling thread alone inside another parallel region and in a
-// forked child, where the OpenMP runtime's threads are gone and waiting for them would hang.
+// runtime ends those that a smaller one leaves out, and starts them anew for the next one. Runs on
+// the calling thread alone inside another parallel region and in a forked child, where the OpenMP
+// runtime's threads are gone and waiting for them would hang.
 void parallel(int threads, void (*body)(void* context, int index, int count), void* context);
 
 template <typename F>

@@ -377,8 +377,7 @@ BackwardResult backward(const cpu::LayerKernels<T>& table, const Layer& s,
           multiply_over_rows(team, grad.from_column(apart, both),
                              {{both_to_x, &from_x[d], i > 0}, {both_to_h, &from_h[d][0], i > 0}});
         } else {
-          multiply_over_rows(team, grad.from_column(apart, both),
-                             {{both_to_x, &from_x[d], i > 0}});
+          multiply_over_rows(team, grad.from_column(apart, both), {{both_to_x, &from_x[d], i > 0}});
         }
         if (apart > 0) {
           multiply_over_rows(team, grad.from_column(G * H, apart),

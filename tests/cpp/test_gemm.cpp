@@ -144,20 +144,20 @@ bool check(const LayerKernels<T>& kernels, Case s) {
     const Case::Product& p = s.products[n];
     const auto& [b, c, before, packed] = operands[n];
     const auto fail = [&](const char* what, int64_t i, int64_t j) {
-      std::printf("%zu bytes, M %ld N %ld K %ld, threads %ld, k_block %ld%s%s%s, right %d, %zu/%zu: "
-                  "(%ld, %ld) %s\n",
-                  sizeof(T), long(s.M), long(p.N), long(s.K), long(s.count), long(p.k_block),
-                  s.a_transposed ? ", a transposed" : "", p.b_transposed ? ", b transposed" : "",
-                  p.add ? ", add" : "", int(p.right), n + 1, s.products.size(), long(i), long(j),
-                  what);
+      std::printf(
+          "%zu bytes, M %ld N %ld K %ld, threads %ld, k_block %ld%s%s%s, right %d, %zu/%zu: "
+          "(%ld, %ld) %s\n",
+          sizeof(T), long(s.M), long(p.N), long(s.K), long(s.count), long(p.k_block),
+          s.a_transposed ? ", a transposed" : "", p.b_transposed ? ", b transposed" : "",
+          p.add ? ", add" : "", int(p.right), n + 1, s.products.size(), long(i), long(j), what);
       return false;
     };
     for (int64_t i = 0; i < s.M; ++i) {
       for (int64_t j = 0; j < p.N; ++j) {
         double exact = p.add ? double(before.data[i * c.row + j]) : 0, size = std::fabs(exact);
         for (int64_t k = 0; k < s.K; ++k) {
-          const double term = exactly(a.data[i * a.row + k * a.column]) *
-                              exactly(b.data[k * b.row + j * b.column]);
+          const double term =
+              exactly(a.data[i * a.row + k * a.column]) * exactly(b.data[k * b.row + j * b.column]);
           exact += term;
           size += std::fabs(term);
         }

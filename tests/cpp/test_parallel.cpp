@@ -45,9 +45,10 @@ int main() {
   });
   if (before.size() != 6 || members != 3 || wrong != 0 || threads_of_a_region() != before) {
     ++failures;
-    std::printf("FAIL fewer: a region of %d instead of 3, %d wrong, or threads that are not those "
-                "of the %zu before\n",
-                members.load(), wrong.load(), before.size());
+    std::printf(
+        "FAIL fewer: a region of %d instead of 3, %d wrong, or threads that are not those "
+        "of the %zu before\n",
+        members.load(), wrong.load(), before.size());
   }
 
   // Of few threads and of many, which it counts in different ways.

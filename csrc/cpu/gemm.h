@@ -450,50 +450,49 @@ void gemm_added_rows(const GemmArgs<T>& g, Range panels, T* scratch) {
   }
 }
 
-// For very few terms: whole rows of c, four at a time, as they are little more than written.
+// A vector of columns, from j on, of rows [i, i + rows) of c, up to Rows, x being a's elements.
+template <class T, int Rows, class Get, class Put>
+SEQKERN_INLINE void outer_vector(const GemmArgs<T>& g, int64_t i, int64_t rows, int64_t j,
+                                 const Vec<T> (&x)[kOuterTerms][Rows], Get&& get, Put&& put) {
+  Vec<T> sum[Rows] = {};
+  for (int64_t k = 0; k < g.K; ++k) {
+    Vec<T> w = get(g.b + k * g.b_row + j);
+    keep(w);
+#pragma GCC unroll 4
+    for (int r = 0; r < Rows; ++r) sum[r] += x[k][r] * w;
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < Rows; ++r) {
+    T* const to = g.c + (i + r) * g.ldc + j;
+    if (r < rows) put(to, g.add ? get(to) + sum[r] : sum[r]);
+  }
+}
+
+// For very few terms: whole rows of c, several at a time, as they are little more than written.
 template <class T>
 void gemm_outer(const GemmArgs<T>& g, Range tiles, Range panels) {
-  using V = Vec<T>;
   constexpr int kLanes = Simd<T>::kLanes, kRows = 4;
   const int64_t end = tiles.end * kGemmRows < g.M ? tiles.end * kGemmRows : g.M,
                 last = panels.end * kGemmColumns<T> < g.N ? panels.end * kGemmColumns<T> : g.N;
   for (int64_t i = tiles.begin * kGemmRows; i < end; i += kRows) {
     const int64_t rows = end - i < kRows ? end - i : kRows;
-    V x[kOuterTerms][kRows] = {};
+    Vec<T> x[kOuterTerms][kRows] = {};
     for (int64_t k = 0; k < g.K; ++k) {
       for (int64_t r = 0; r < rows; ++r) {
         x[k][r] = broadcast<T>(g.a[(i + r) * g.a_row + k * g.a_column]);
       }
     }
-    const auto row_vectors = [&](int64_t j, auto rows, auto get, auto put)
-                                 __attribute__((always_inline)) {
-                                   V sum[kRows] = {};
-                                   for (int64_t k = 0; k < g.K; ++k) {
-                                     V w = get(g.b + k * g.b_row + j);
-                                     keep(w);
-#pragma GCC unroll 4
-                                     for (int r = 0; r < kRows; ++r) sum[r] += x[k][r] * w;
-                                   }
-#pragma GCC unroll 4
-                                   for (int r = 0; r < kRows; ++r) {
-                                     T* const to = g.c + (i + r) * g.ldc + j;
-                                     if (r < rows) put(to, g.add ? get(to) + sum[r] : sum[r]);
-                                   }
-                                 };
     int64_t j = panels.begin * kGemmColumns<T>;
     for (; j + kLanes <= last; j += kLanes) {
-      const auto get = [](const T* p) __attribute__((always_inline)) { return load<T>(p); };
-      const auto put = [](T* p, V v) __attribute__((always_inline)) { store<T>(p, v); };
-      if (rows == kRows) {
-        row_vectors(j, std::integral_constant<int, kRows>(), get, put);
-      } else {
-        row_vectors(j, rows, get, put);
-      }
+      outer_vector<T, kRows>(
+          g, i, rows, j, x, [](const T* p) __attribute__((always_inline)) { return load<T>(p); },
+          [](T* p, Vec<T> v) __attribute__((always_inline)) { store<T>(p, v); });
     }
     if (const int64_t left = last - j; left > 0) {
-      row_vectors(
-          j, rows, [left](const T* p) __attribute__((always_inline)) { return load<T>(p, left); },
-          [left](T* p, V v) __attribute__((always_inline)) { store<T>(p, v, left); });
+      outer_vector<T, kRows>(
+          g, i, rows, j, x,
+          [left](const T* p) __attribute__((always_inline)) { return load<T>(p, left); },
+          [left](T* p, Vec<T> v) __attribute__((always_inline)) { store<T>(p, v, left); });
     }
   }
 }

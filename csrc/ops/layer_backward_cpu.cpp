@@ -21,36 +21,36 @@ Arithmetic<T> pairwise_dot(const T* a, int64_t a_stride, const T* b, int64_t b_s
   return sum;
 }
 
-// c = a^T b or c += a^T b for each product, sums over all rows of a chunk. One running sum per
-// element over so many terms rounds worse than torch.nn's sum of one product a step, so that a
-// small result, which costs little to add to, is made of short sums. (A large one, read and written
-// each time, would cost more.) With one column on either side torch's own sum is better still.
+// A product over all rows of a chunk. One running sum per element over so many terms rounds worse
+// than torch.nn's sum of one product a step, so that a small result, which costs little to add to,
+// is made of short sums. (A large one, read and written each time, would cost more.)
+template <typename T>
+typename Team<T>::Product over_rows(Matrix<Arithmetic<T>> c, Factor<T>& b, bool add) {
+  constexpr int64_t kSmall = 1 << 15, kShort = 64;
+  return {c, &b, add, c.rows * c.columns <= kSmall ? kShort : 0};
+}
+
+// c = a^T b or c += a^T b for each product. With one column on either side torch's own sum rounds
+// better still.
 template <typename T>
 void multiply_over_rows(const Team<T>& team, Matrix<const T> a,
                         std::initializer_list<typename Team<T>::Product> products) {
-  constexpr int64_t kSmall = 1 << 15, kShort = 64;
-  const auto terms = [](const Matrix<Arithmetic<T>>& c) {
-    return c.rows * c.columns <= kSmall ? kShort : 0;
-  };
-  const auto &first = products.begin()[0], &last = products.end()[-1];
-  if (a.columns > 1 && first.c.columns > 1 && last.c.columns > 1) {
-    if (products.size() == 1) {
-      team.multiply(a.transposed(), {{first.c, first.b, first.add, terms(first.c)}});
-    } else {
-      team.multiply(a.transposed(), {{first.c, first.b, first.add, terms(first.c)},
-                                     {last.c, last.b, last.add, terms(last.c)}});
-    }
+  const bool single = std::any_of(products.begin(), products.end(),
+                                  [](const auto& product) { return product.c.columns == 1; });
+  if (a.columns > 1 && !single) {
+    team.multiply(a.transposed(), products);
     return;
   }
-  for (const auto& [c, factor, add, terms] : products) {
-    const Matrix<const T>& b = factor->b;
+  for (const auto& product : products) {
+    const Matrix<Arithmetic<T>>& c = product.c;
+    const Matrix<const T>& b = product.b->b;
     team.each(c.rows * c.columns, [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
         const int64_t i = n / c.columns, j = n % c.columns;
         Arithmetic<T>& to = c.data[i * c.row_stride + j];
         const Arithmetic<T> sum = pairwise_dot(a.data + i * a.column_stride, a.row_stride,
                                                b.data + j * b.column_stride, b.row_stride, a.rows);
-        to = add ? to + sum : sum;
+        to = product.add ? to + sum : sum;
       }
     });
   }
@@ -373,15 +373,16 @@ BackwardResult backward(const cpu::LayerKernels<T>& table, const Layer& s,
         const bool together =
             begin[d].count == 1 &&
             chunk[d].rows * (s.I + K) * int64_t(sizeof(T)) <= cpu::cache_bytes() / 2;
+        const auto product_x = over_rows(both_to_x, from_x[d], i > 0);
         if (together) {
           multiply_over_rows(team, grad.from_column(apart, both),
-                             {{both_to_x, &from_x[d], i > 0}, {both_to_h, &from_h[d][0], i > 0}});
+                             {product_x, over_rows(both_to_h, from_h[d][0], i > 0)});
         } else {
-          multiply_over_rows(team, grad.from_column(apart, both), {{both_to_x, &from_x[d], i > 0}});
+          multiply_over_rows(team, grad.from_column(apart, both), {product_x});
         }
         if (apart > 0) {
           multiply_over_rows(team, grad.from_column(G * H, apart),
-                             {{to_x.from_row(both, apart), &from_x[d], i > 0}});
+                             {over_rows(to_x.from_row(both, apart), from_x[d], i > 0)});
         }
         for (int n = 0; n < begin[d].count; ++n) {
           const Beginning& rows = begin[d].found[n];
@@ -389,11 +390,11 @@ BackwardResult backward(const cpu::LayerKernels<T>& table, const Layer& s,
           const bool add = i > 0 || n > 0;
           if (!together) {
             multiply_over_rows(team, grad_rows.from_column(apart, both),
-                               {{both_to_h, &from_h[d][n], add}});
+                               {over_rows(both_to_h, from_h[d][n], add)});
           }
           if (apart > 0) {
             multiply_over_rows(team, grad_rows.from_column(0, apart),
-                               {{to_h.from_row(rotation, apart), &from_h[d][n], add}});
+                               {over_rows(to_h.from_row(rotation, apart), from_h[d][n], add)});
           }
         }
         if (s.bias) {
@@ -404,7 +405,7 @@ BackwardResult backward(const cpu::LayerKernels<T>& table, const Layer& s,
         }
         if (s.projection) {
           multiply_over_rows(team, {dir.grad_h, chunk[d].rows, K, K},
-                             {{{data<A>(dir.grad_w_hr), K, H, H}, &from_hidden[d], i > 0}});
+                             {over_rows({data<A>(dir.grad_w_hr), K, H, H}, from_hidden[d], i > 0)});
         }
       }
       // Without it the next chunk's gradients would be made where others still read this one's.

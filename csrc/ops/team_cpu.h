@@ -4,6 +4,7 @@
 #include <ATen/Parallel.h>
 
 #include <initializer_list>
+#include <iterator>
 
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
@@ -96,10 +97,10 @@ class Team {
     if (c.rows > 0 && c.columns > 0) multiply(a, {{c, &b, add, terms}});
   }
 
-  // Several products of one left factor, with right factors that are packed or in place.
+  // Up to two products of one left factor; of two the right factors are packed or in place.
   void multiply(Matrix<const T> a, std::initializer_list<Product> products) const {
-    constexpr size_t kMost = 2;
-    cpu::GemmArgs<T> args[kMost];
+    cpu::GemmArgs<T> args[2];
+    TORCH_INTERNAL_ASSERT(products.size() <= std::size(args));
     const cpu::GemmArgs<T>* first = nullptr;
     int64_t columns = 0;
     for (size_t i = 0; i < products.size(); ++i) {

@@ -15,12 +15,13 @@ from torch.utils.data import DataLoader, Dataset
 import seqkern
 from seqkern import functional, reference
 
-# Small and large, split by batch and by hidden units, with a ragged end, and weights so large that
-# directions take turns.
+# Small and large, split by batch and by hidden units, with a ragged end, in several chunks whose
+# rows 2 or 4 threads never wait for, and weights so large that directions take turns.
 SHAPES = (
     {"T": 5, "B": 2, "I": 3, "H": 4},
     {"T": 20, "B": 33, "I": 16, "H": 40, "D": 2},
     {"T": 12, "B": 1, "I": 64, "H": 256},
+    {"T": 40, "B": 32, "I": 8, "H": 48},
     {"I": 16, "H": 64, "D": 2, "batch_sizes": (20, 20, 11, 11, 5, 1, 1)},
     {"T": 3, "B": 20, "I": 8, "H": 640, "D": 2},
 )

@@ -281,11 +281,16 @@ SEQKERN_INLINE void interleave(const T* a, int64_t row_stride, int64_t column_st
   }
 }
 
+// Rows of a thread: runs of so many, each `skip` rows after the end of the one before.
+struct GemmPart {
+  int64_t begin, rows, run, skip;
+};
+
 // Some k of a thread's part of c: tiles of rows x a group of panels, which stays in the cache. a
 // begins at the terms, c at the first row.
 template <class T, bool Interleaved>
-void gemm_panels(const GemmArgs<T>& g, int64_t rows, Range panels, Range terms, const Operand<T>* a,
-                 Arithmetic<T>* c) {
+void gemm_panels(const GemmArgs<T>& g, const GemmPart& part, Range panels, Range terms,
+                 const Operand<T>* a, Arithmetic<T>* c) {
   constexpr int64_t kTerms = kOperandTerms<T>,
                     kGroup = kGemmGroupBytes / (kGemmColumns<T> * sizeof(Operand<T>));
   const int64_t k_block = g.k_block / kTerms;
@@ -300,8 +305,9 @@ void gemm_panels(const GemmArgs<T>& g, int64_t rows, Range panels, Range terms, 
                 panel_step = kGemmColumns<T> * (g.in_place ? 1 : gemm_operands<T>(g.K));
   for (int64_t first = panels.begin; first < panels.end; first += group) {
     const int64_t last = panels.end - first < group ? panels.end : first + group;
-    for (int64_t i = 0; i < rows; i += kGemmRows) {
-      const int64_t n = rows - i < kGemmRows ? rows - i : kGemmRows;
+    for (int64_t done = 0; done < part.rows; done += kGemmRows) {
+      const int64_t i = done + done / part.run * part.skip,
+                    n = part.rows - done < kGemmRows ? part.rows - done : kGemmRows;
       const GemmTile<T> whole = gemm_tile_for<T, Interleaved>(n, kGemmVectors);
       for (int64_t p = first; p < last; ++p) {
         const int64_t column = p * kGemmColumns<T>, left = g.N - column;
@@ -323,21 +329,22 @@ void gemm_panels(const GemmArgs<T>& g, int64_t rows, Range panels, Range terms, 
 }
 
 template <class T, bool Interleaved>
-void gemm_slabs(const GemmArgs<T>& g, Range tiles, int across, int count, Operand<T>* scratch) {
+void gemm_slabs(const GemmArgs<T>& g, const GemmPart& part, int across, int count,
+                Operand<T>* scratch) {
   constexpr int64_t kTerms = kOperandTerms<T>, kBlock = kGemmBlockBytes / sizeof(Operand<T>);
-  const int64_t begin = tiles.begin * kGemmRows,
-                end = tiles.end * kGemmRows < g.M ? tiles.end * kGemmRows : g.M;
   const int64_t K = gemm_operands<T>(g.K), slabs = K > 0 ? ceil_div(K, kGemmMaxSlab) : 1;
   for (int i = 0; i < slabs; ++i) {
     const Range terms = share(K, i, int(slabs));
     const int64_t depth = terms.end > terms.begin ? terms.end - terms.begin : 1,
-                  block = Interleaved ? kBlock / depth / kGemmRows * kGemmRows : end - begin;
-    for (int64_t row = begin; row < end; row += block) {
-      const int64_t rows = end - row < block ? end - row : block;
+                  block = Interleaved ? kBlock / depth / kGemmRows * kGemmRows : part.rows;
+    for (int64_t done = 0; done < part.rows; done += block) {
+      const int64_t row = part.begin + done;
       const T* const a = g.a + row * g.a_row + terms.begin * kTerms * g.a_column;
+      GemmPart rows = part;
       if constexpr (Interleaved) {
+        rows.rows = rows.run = part.rows - done < block ? part.rows - done : block;
         const int64_t last = terms.end * kTerms < g.K ? terms.end * kTerms : g.K;
-        interleave(a, g.a_row, g.a_column, rows, last - terms.begin * kTerms, scratch);
+        interleave(a, g.a_row, g.a_column, rows.rows, last - terms.begin * kTerms, scratch);
       }
       for (const GemmArgs<T>* product = &g; product; product = product->also) {
         const Range panels = share(ceil_div(product->N, kGemmColumns<T>), across, count);
@@ -524,14 +531,31 @@ void gemm_few_rows(const GemmArgs<T>& g, Range tiles, Range panels, T* scratch) 
 }
 
 template <class T>
+bool gemm_reads_rows(const GemmArgs<T>& g) {
+  return g.a_column == 1 && g.K % kOperandTerms<T> == 0 && g.a_row % kOperandTerms<T> == 0;
+}
+
+template <class T>
+bool gemm_deals(const GemmArgs<T>& g, int count) {
+  return g.period > 0 && g.M % g.period == 0 && g.period % (count * kGemmRows) == 0 &&
+         (g.packed || g.in_place) && gemm_reads_rows(g);
+}
+
+template <class T>
 void gemm(const GemmArgs<T>& g, T* scratch, int index, int count) {
-  const int64_t tiles = ceil_div(g.M, kGemmRows);
   int64_t all_panels = 0;
   bool all_in_place = true;
   for (const GemmArgs<T>* product = &g; product; product = product->also) {
     all_panels += ceil_div(product->N, kGemmColumns<T>);
     all_in_place = all_in_place && product->in_place;
   }
+  if (gemm_deals(g, count)) {
+    const int64_t run = g.period / count;
+    gemm_slabs<T, false>(g, {index * run, g.M / count, run, g.period - run}, 0, 1,
+                         operands(scratch));
+    return;
+  }
+  const int64_t tiles = ceil_div(g.M, kGemmRows);
   const GemmGrid grid = gemm_grid(tiles, all_panels, count);
   const Range down = share(tiles, index / grid.across, grid.down);
   const int across = index % grid.across;
@@ -559,11 +583,10 @@ void gemm(const GemmArgs<T>& g, T* scratch, int index, int count) {
       return;
     }
   }
-  if (g.a_column == 1 && g.K % kOperandTerms<T> == 0 && g.a_row % kOperandTerms<T> == 0) {
-    gemm_slabs<T, false>(g, down, across, grid.across, operands(scratch));
-  } else {
-    gemm_slabs<T, true>(g, down, across, grid.across, operands(scratch));
-  }
+  const int64_t begin = down.begin * kGemmRows,
+                end = down.end * kGemmRows < g.M ? down.end * kGemmRows : g.M;
+  const auto slabs = gemm_reads_rows(g) ? gemm_slabs<T, false> : gemm_slabs<T, true>;
+  slabs(g, {begin, end - begin, end - begin, 0}, across, grid.across, operands(scratch));
 }
 
 // to [n] += the sums of a's columns, a [rows, n]. Sums of 8 and of 64 on the way keep the error of

@@ -31,6 +31,7 @@ constexpr LayerKernels<T> layer_kernels() {
       gemm_scratch_size<T>,
       gemm_pack<T>,
       gemm_in_place<T>,
+      gemm_deals<T>,
       gemm<T>,
       add_columns<T>,
       dot_rows<T>,

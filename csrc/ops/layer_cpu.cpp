@@ -106,12 +106,17 @@ ForwardResult forward(const cpu::LayerKernels<T>& table, const Layer& s, const T
     team.wait();
     for (int64_t i = 0; i < run.chunks.size(); ++i) {
       cpu::ForwardArgs<T> args[2];
+      // Whether each thread's steps read what it multiplied itself, in this chunk as in all others,
+      // so that nobody waits for another.
+      bool apart = s.T > 1;
       for (int64_t d = 0; d < s.D; ++d) {
         PerDirection& dir = dirs[d];
         const auto chunk = run.chunks.at(i, d == 1);
         A* const first = base(d, chunk);
-        team.multiply({first, chunk.rows, G * H, width}, x.from_row(chunk.row, chunk.rows),
-                      dir.from_x);
+        const Matrix<const T> rows = x.from_row(chunk.row, chunk.rows);
+        const typename Team<T>::Product product{{first, chunk.rows, G * H, width}, &dir.from_x};
+        team.multiply(rows, {product});
+        apart = apart && team.deals(product, rows);
         if (dir.product) {
           team.multiply({dir.product, s.B, G * H, G * H}, {h0 + d * s.B * K, s.B, K, K},
                         dir.from_h);
@@ -137,7 +142,7 @@ ForwardResult forward(const cpu::LayerKernels<T>& table, const Layer& s, const T
             .plain_w_hh = plain,
         };
       }
-      team.wait();
+      if (!apart) team.wait();
       run.directions(team, [&](int64_t d, const cpu::Worker& worker) {
         table.forward[cell](args[d], worker);
       });
@@ -148,7 +153,7 @@ ForwardResult forward(const cpu::LayerKernels<T>& table, const Layer& s, const T
         }
       }
       // Without it the next product would be made where others still read this one's.
-      if (i + 1 < run.chunks.size()) team.wait();
+      if (i + 1 < run.chunks.size() && !apart) team.wait();
     }
   });
 

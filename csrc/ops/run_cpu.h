@@ -172,8 +172,9 @@ struct Run {
       return;
     }
     cpu::Barrier barrier;
+    const int64_t period = plan.split_rows && plan.teams == 1 && !s.ragged ? s.B : 0;
     cpu::parallel(plan.threads, [&](int index, int count) {
-      pass(Team<T>(kernels, scratches, index, count, &barrier));
+      pass(Team<T>(kernels, scratches, index, count, &barrier, period));
     });
   }
 

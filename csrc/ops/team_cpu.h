@@ -46,9 +46,17 @@ template <typename T>
 class Team {
  public:
   Team(const cpu::LayerKernels<T>& kernels, T* scratch)
-      : kernels_(kernels), scratch_(scratch), index_(0), count_(1), barrier_(nullptr) {}
-  Team(const cpu::LayerKernels<T>& kernels, T* scratch, int index, int count, cpu::Barrier* barrier)
-      : kernels_(kernels), scratch_(scratch), index_(index), count_(count), barrier_(barrier) {}
+      : Team(kernels, scratch, 0, 1, nullptr, 0) {}
+  // Products whose left factor has whole periods of so many rows deal each of these to the threads
+  // as steps that split their rows do, so that a thread finds in its cache what it made itself.
+  Team(const cpu::LayerKernels<T>& kernels, T* scratch, int index, int count, cpu::Barrier* barrier,
+       int64_t period)
+      : kernels_(kernels),
+        scratch_(scratch),
+        index_(index),
+        count_(count),
+        barrier_(barrier),
+        period_(period) {}
 
   // f(index, count) by every thread; without a region by `threads` of them.
   template <typename F>
@@ -97,6 +105,11 @@ class Team {
     if (c.rows > 0 && c.columns > 0) multiply(a, {{c, &b, add, terms}});
   }
 
+  // Whether, in a product, each thread makes just the rows that steps that split theirs deal to it.
+  bool deals(const Product& product, Matrix<const T> a) const {
+    return barrier_ && kernels_.gemm_deals(arguments(product, a), count_);
+  }
+
   // Up to two products of one left factor; of two the right factors are packed or in place.
   void multiply(Matrix<const T> a, std::initializer_list<Product> products) const {
     cpu::GemmArgs<T> args[2];
@@ -104,26 +117,10 @@ class Team {
     const cpu::GemmArgs<T>* first = nullptr;
     int64_t columns = 0;
     for (size_t i = 0; i < products.size(); ++i) {
-      const Product& product = products.begin()[i];
-      const Matrix<const T>& b = product.b->b;
-      args[i] = {.M = a.rows,
-                 .N = b.columns,
-                 .K = a.columns,
-                 .a = a.data,
-                 .a_row = a.row_stride,
-                 .a_column = a.column_stride,
-                 .b = b.data,
-                 .b_row = b.row_stride,
-                 .b_column = b.column_stride,
-                 .packed = product.b->packed,
-                 .c = product.c.data,
-                 .ldc = product.c.row_stride,
-                 .add = product.add,
-                 .k_block = product.terms,
-                 .in_place = product.b->in_place,
-                 .also = first};
+      args[i] = arguments(products.begin()[i], a);
+      args[i].also = first;
       first = &args[i];
-      columns += b.columns;
+      columns += args[i].N;
     }
     const auto product = [&](int index, int count) {
       kernels_.gemm(*first, scratch_ + index * kernels_.gemm_scratch_size(), index, count);
@@ -152,6 +149,27 @@ class Team {
   }
 
  private:
+  cpu::GemmArgs<T> arguments(const Product& product, const Matrix<const T>& a) const {
+    const Factor<T>& factor = *product.b;
+    const Matrix<const T>& b = factor.b;
+    return {.M = a.rows,
+            .N = b.columns,
+            .K = a.columns,
+            .a = a.data,
+            .a_row = a.row_stride,
+            .a_column = a.column_stride,
+            .b = b.data,
+            .b_row = b.row_stride,
+            .b_column = b.column_stride,
+            .packed = factor.packed,
+            .c = product.c.data,
+            .ldc = product.c.row_stride,
+            .add = product.add,
+            .k_block = product.terms,
+            .period = period_,
+            .in_place = factor.in_place};
+  }
+
   void pack_share(const Factor<T>& factor, int index, int count) const {
     const Matrix<const T>& b = factor.b;
     kernels_.gemm_pack(b.data, b.row_stride, b.column_stride, b.rows, b.columns, factor.packed,
@@ -162,6 +180,7 @@ class Team {
   T* scratch_;  // [threads, gemm_scratch_size()]
   int index_, count_;
   cpu::Barrier* barrier_;
+  int64_t period_;
 };
 
 }  // namespace seqkern::ops

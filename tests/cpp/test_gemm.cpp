@@ -59,7 +59,7 @@ Bf16 not_a_number<Bf16>() {
 enum class Right { kFewRows, kPacked, kInPlace };
 
 struct Case {
-  int64_t M, K, count;
+  int64_t M, K, count, period;
   bool a_transposed;
   struct Product {
     int64_t N, k_block;
@@ -133,12 +133,25 @@ bool check(const LayerKernels<T>& kernels, Case s) {
                     .ldc = c.row,
                     .add = p.add,
                     .k_block = p.k_block,
+                    .period = s.period,
                     .in_place = p.right == Right::kInPlace,
                     .also = also});
   }
+  const bool deals = kernels.gemm_deals(args.back(), s.count);
   for (int i = 0; i < s.count; ++i) {
     std::vector<T> scratch(kernels.gemm_scratch_size(), not_a_number<T>());
+    const Matrix<A> others = operands.back().c;
     kernels.gemm(args.back(), scratch.data(), i, s.count);
+    for (int64_t row = 0; deals && row < s.M; ++row) {
+      const bool own = row % s.period / (s.period / s.count) == i;
+      const size_t bytes = s.products.back().N * sizeof(A);
+      if (!own && std::memcmp(&others.data[row * others.row],
+                              &operands.back().c.data[row * others.row], bytes) != 0) {
+        std::printf("M %ld, period %ld, threads %ld: thread %d wrote row %ld\n", long(s.M),
+                    long(s.period), long(s.count), i, long(row));
+        return false;
+      }
+    }
   }
   for (size_t n = 0; n < s.products.size(); ++n) {
     const Case::Product& p = s.products[n];
@@ -188,10 +201,12 @@ int main(int argc, char** argv) {
     Case s{.M = any_of({1, 2, 5, 8, 9, 23, 64, 65, 130}),
            .K = any_of({0, 1, 2, 7, 8, 9, 16, 33, 127, 129}),
            .count = any_of({1, 2, 3, 4}),
+           .period = any_of({0, 8, 16, 48}),
            .a_transposed = generator() % 2 == 0};
     // A few past the slab and the largest block of rows.
     if (i % 40 == 0) s.K = any_of({513, 1024, 1025});
     if (i % 40 == 20) s.M = any_of({513, 700});
+    if (i % 4 == 1) s.M = any_of({48, 96, 240});
     for (int64_t n = any_of({1, 2}); n > 0; --n) {
       Case::Product p{.N = any_of({1, 3, 8, 16, 17, 32, 47, 48, 49, 96, 100, 128}),
                       .k_block = any_of({0, 0, 64}),

@@ -35,13 +35,16 @@ typename Team<T>::Product over_rows(Matrix<Arithmetic<T>> c, Factor<T>& b, bool 
 template <typename T>
 void multiply_over_rows(const Team<T>& team, Matrix<const T> a,
                         std::initializer_list<typename Team<T>::Product> products) {
-  const bool single = std::any_of(products.begin(), products.end(),
-                                  [](const auto& product) { return product.c.columns == 1; });
-  if (a.columns > 1 && !single) {
+  const auto single = [&](const auto& product) { return a.columns == 1 || product.c.columns == 1; };
+  if (std::none_of(products.begin(), products.end(), single)) {
     team.multiply(a.transposed(), products);
     return;
   }
   for (const auto& product : products) {
+    if (!single(product)) {
+      team.multiply(a.transposed(), {product});
+      continue;
+    }
     const Matrix<Arithmetic<T>>& c = product.c;
     const Matrix<const T>& b = product.b->b;
     team.each(c.rows * c.columns, [&](int64_t begin, int64_t end) {

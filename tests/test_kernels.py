@@ -36,8 +36,9 @@ def test_float32_sizes(kind, T, B, H):
 # Among so many units one may have a sum so near to 0 that relu's gradient is another by rounding.
 @pytest.mark.parametrize("kind", [k for k in KINDS if k[0] != "rnn_relu"], ids=name)
 def test_weight_gradients(kind):
-    """Of both weights at once or apart, from inputs that are packed or read as they lie, or a few rows of them."""
-    for T, B, I, H in ((3, 200, 640, 32), (3, 20, 300, 24), (2, 24, 48, 64), (2, 3, 20, 32)):
+    """Of both weights at once or apart, from inputs that are packed or read as they lie, of one column, or a few rows."""
+    sizes = (3, 200, 640, 32), (3, 20, 300, 24), (2, 24, 48, 64), (3, 20, 1, 24), (2, 3, 20, 32)
+    for T, B, I, H in sizes:
         check_levels(case(kind, T=T, B=B, I=I, H=H), torch.float32)
 
 

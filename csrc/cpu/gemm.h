@@ -51,6 +51,16 @@ int64_t gemm_scratch_size() {
   return kGemmBlockBytes / sizeof(T);
 }
 
+// n columns of a row, in whole vectors.
+template <class T>
+SEQKERN_INLINE void pack_columns(const T* from, int64_t n, T* to) {
+  constexpr int kLanes = Simd<T>::kLanes;
+  for (int64_t j = 0; j < n; j += kLanes) {
+    const int64_t left = n - j;
+    store<T>(to + j, left >= kLanes ? load<T>(from + j) : load<T>(from + j, left));
+  }
+}
+
 // Rows [0, k) of panel p of b [.., n].
 template <class T>
 void gemm_pack_panel(const T* b, int64_t row_stride, int64_t column_stride, int64_t k, int64_t n,
@@ -71,10 +81,7 @@ void gemm_pack_panel(const T* b, int64_t row_stride, int64_t column_stride, int6
   for (int64_t i = 0; i < k; i += kTerms, from += kTerms * row_stride, panel += width) {
     if constexpr (kTerms == 1) {
       if (column_stride == 1) {
-        for (int64_t j = 0; j < width; j += kLanes) {
-          const int64_t left = columns - j;
-          store<T>(panel + j, left >= kLanes ? load<T>(from + j) : load<T>(from + j, left));
-        }
+        pack_columns(from, columns, panel);
         continue;
       }
     } else if (column_stride == 1 && k - i > 1) {
@@ -101,18 +108,10 @@ void gemm_pack(const T* b, int64_t row_stride, int64_t column_stride, int64_t k,
       for (int64_t i = mine.begin; i < mine.end; ++i) {
         const T* const from = b + i * row_stride;
         for (int64_t p = 0; p < whole; ++p) {
-          T* const to = packed + (p * k + i) * kColumns;
-#pragma GCC unroll 3
-          for (int v = 0; v < kGemmVectors; ++v) {
-            store<T>(to + v * kLanes, load<T>(from + p * kColumns + v * kLanes));
-          }
+          pack_columns(from + p * kColumns, kColumns, packed + (p * k + i) * kColumns);
         }
-        const int64_t width = ceil_div(left, kLanes) * kLanes;
-        T* const to = packed + whole * kColumns * k + i * width;
-        for (int64_t j = 0; j < left; j += kLanes) {
-          const T* const vector = from + whole * kColumns + j;
-          store<T>(to + j, left - j >= kLanes ? load<T>(vector) : load<T>(vector, left - j));
-        }
+        pack_columns(from + whole * kColumns, left,
+                     packed + whole * kColumns * k + i * ceil_div(left, kLanes) * kLanes);
       }
       return;
     }

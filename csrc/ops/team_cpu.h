@@ -100,9 +100,9 @@ class Team {
     int64_t terms = 0;
   };
 
-  void multiply(Matrix<cpu::Arithmetic<T>> c, Matrix<const T> a, Factor<T>& b, bool add = false,
-                int64_t terms = 0) const {
-    if (c.rows > 0 && c.columns > 0) multiply(a, {{c, &b, add, terms}});
+  void multiply(Matrix<cpu::Arithmetic<T>> c, Matrix<const T> a, Factor<T>& b,
+                bool add = false) const {
+    if (c.rows > 0 && c.columns > 0) multiply(a, {{c, &b, add}});
   }
 
   // Whether, in a product, each thread makes just the rows that steps that split theirs deal to it.

@@ -2,6 +2,7 @@
 // both sides of the tiles, blocks and slabs, the right factor packed, read in place and with few
 // rows, one product and two of one left factor, teams of several threads.
 // Memory of exact sizes, so that AddressSanitizer sees the first element past the end.
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -110,7 +111,9 @@ bool check(const LayerKernels<T>& kernels, Case s) {
     const bool packs = p.right == Right::kPacked;
     operands.push_back({b, c, c, {}});
     Operands& o = operands.back();
-    if (packs) o.packed.assign(kernels.gemm_packed_size(s.K, p.N) + 1, not_a_number<T>());
+    // Without terms still a pointer, which says that it is packed.
+    const int64_t size = packs ? std::max<int64_t>(kernels.gemm_packed_size(s.K, p.N), 1) : 0;
+    o.packed.assign(size, not_a_number<T>());
     // A product that reads what it should not, or leaves anything unwritten, shows a NaN.
     for (int64_t i = 0; i < s.M && !p.add; ++i) {
       for (int64_t j = 0; j < p.N; ++j) o.c.data[i * c.row + j] = not_a_number<A>();
@@ -213,9 +216,8 @@ int main(int argc, char** argv) {
                       .b_transposed = generator() % 2 == 0,
                       .add = generator() % 2 == 0,
                       .right = generator() % 2 == 0 ? Right::kPacked : Right::kInPlace};
-      // More than one group of panels.
-      if (i % 40 == 10) p.N = 300;
-      if (i % 80 == 40) p.N = 250;
+      // Many panels, and with as many terms as a slab has more than one group of them.
+      if (i % 40 == 10 || i % 80 == 40) p.N = 300;
       s.products.push_back(p);
     }
     if (!s.a_transposed && s.products.size() == 1 && generator() % 2 == 0) {

@@ -536,17 +536,15 @@ bool gemm_reads_rows(const GemmArgs<T>& g) {
 
 template <class T>
 bool gemm_deals(const GemmArgs<T>& g, int count) {
-  return g.period > 0 && g.M % g.period == 0 && g.period % (count * kGemmRows) == 0 &&
-         (g.packed || g.in_place) && gemm_reads_rows(g);
+  return g.period > 0 && g.M % g.period == 0 && g.period % (count * kGemmRows) == 0 && g.packed &&
+         !g.also && gemm_reads_rows(g);
 }
 
 template <class T>
 void gemm(const GemmArgs<T>& g, T* scratch, int index, int count) {
   int64_t all_panels = 0;
-  bool all_in_place = true;
   for (const GemmArgs<T>* product = &g; product; product = product->also) {
     all_panels += ceil_div(product->N, kGemmColumns<T>);
-    all_in_place = all_in_place && product->in_place;
   }
   if (gemm_deals(g, count)) {
     const int64_t run = g.period / count;
@@ -573,19 +571,29 @@ void gemm(const GemmArgs<T>& g, T* scratch, int index, int count) {
     gemm_few_rows(g, down, panels, scratch);
     return;
   }
-  if constexpr (kOperandTerms<T> == 1) {
-    if (all_in_place && g.K <= kOuterTerms) {
-      for (const GemmArgs<T>* product = &g; product; product = product->also) {
-        const Range panels = share(ceil_div(product->N, kGemmColumns<T>), across, grid.across);
-        gemm_outer(*product, down, panels);
-      }
-      return;
-    }
-  }
   const int64_t begin = down.begin * kGemmRows,
                 end = down.end * kGemmRows < g.M ? down.end * kGemmRows : g.M;
-  const auto slabs = gemm_reads_rows(g) ? gemm_slabs<T, false> : gemm_slabs<T, true>;
-  slabs(g, {begin, end - begin, end - begin, 0}, across, grid.across, operands(scratch));
+  const auto slabs = [&](const GemmArgs<T>& products) {
+    const auto make = gemm_reads_rows(g) ? gemm_slabs<T, false> : gemm_slabs<T, true>;
+    make(products, {begin, end - begin, end - begin, 0}, across, grid.across, operands(scratch));
+  };
+  if (kOperandTerms<T> > 1 || g.K > kOuterTerms) {
+    slabs(g);
+    return;
+  }
+  // So few rows are in place whatever their ends, which vectors of slabs would run over.
+  for (const GemmArgs<T>* product = &g; product; product = product->also) {
+    if constexpr (kOperandTerms<T> == 1) {
+      if (product->in_place) {
+        const Range panels = share(ceil_div(product->N, kGemmColumns<T>), across, grid.across);
+        gemm_outer(*product, down, panels);
+        continue;
+      }
+    }
+    GemmArgs<T> alone = *product;
+    alone.also = nullptr;
+    slabs(alone);
+  }
 }
 
 // to [n] += the sums of a's columns, a [rows, n]. Sums of 8 and of 64 on the way keep the error of

@@ -1,6 +1,6 @@
 // The large matrix products: c = a b or c += a b, row-major c, a and b either way round.
 //
-// b is packed into panels of kGemmVectors SIMD vectors of columns (the last one may have fewer),
+// b is packed into panels of kGemmVectors SIMD vectors of columns (the last ones may have fewer),
 // [k][columns], which one team shares. a is read where it lies when its rows are contiguous; else
 // each thread packs blocks of it, [tile][k][row]. The loops, from outside: slabs of k, so that a
 // tile's rows of a stay in the first cache; blocks of packed rows; groups of panels, which stay in
@@ -28,11 +28,33 @@ constexpr int64_t kGemmDepth = (24 << 10) / int64_t(kGemmColumns<T> * sizeof(Ope
 // Terms of a tile's rows that the first cache holds beside what streams through it.
 inline constexpr int64_t kGemmMaxSlab = 640;
 
-// Vectors of panel p of n columns.
+// Which of n columns belong to which panel. A last panel of one vector would take longer than its
+// products, as each is one load: the one before it gives it a second one.
 template <class T>
-SEQKERN_INLINE int64_t gemm_vectors(int64_t p, int64_t n) {
-  const int64_t left = ceil_div(n, kLanesOf<T>) - p * kGemmVectors;
-  return left < kGemmVectors ? left : kGemmVectors;
+struct GemmPanels {
+  static constexpr int64_t kLanes = kLanesOf<T>;
+  int64_t n, count;
+  bool gives;
+
+  SEQKERN_INLINE explicit GemmPanels(int64_t n)
+      : n(n),
+        count(ceil_div(n, kGemmColumns<T>)),
+        gives(kGemmVectors > 2 && count > 1 && n - (count - 1) * kGemmColumns<T> <= kLanes) {}
+  // Of panel p, or the end of the last one.
+  SEQKERN_INLINE int64_t begin(int64_t p) const {
+    if (p == count) return n;
+    return p * kGemmColumns<T> - (gives && p == count - 1 ? kLanes : 0);
+  }
+  SEQKERN_INLINE int64_t end(int64_t p) const { return begin(p + 1); }
+  SEQKERN_INLINE Range columns(Range panels) const {
+    return {begin(panels.begin), begin(panels.end)};
+  }
+};
+
+// So many columns in whole vectors.
+template <class T>
+SEQKERN_INLINE int64_t gemm_width(int64_t columns) {
+  return ceil_div(columns, kLanesOf<T>) * kLanesOf<T>;
 }
 
 template <class T>
@@ -42,7 +64,7 @@ SEQKERN_INLINE int64_t gemm_operands(int64_t terms) {
 
 template <class T>
 int64_t gemm_packed_size(int64_t k, int64_t n) {
-  return gemm_operands<T>(k) * kOperandTerms<T> * ceil_div(n, kLanesOf<T>) * kLanesOf<T>;
+  return gemm_operands<T>(k) * kOperandTerms<T> * gemm_width<T>(n);
 }
 
 template <class T>
@@ -61,16 +83,15 @@ SEQKERN_INLINE void pack_columns(const T* from, int64_t n, T* to) {
   }
 }
 
-// Rows [0, k) of panel p of b [.., n].
+// Rows [0, k) of some columns of b.
 template <class T>
-void gemm_pack_panel(const T* b, int64_t row_stride, int64_t column_stride, int64_t k, int64_t n,
-                     int64_t p, T* packed) {
+void gemm_pack_panel(const T* b, int64_t row_stride, int64_t column_stride, int64_t k, Range of,
+                     T* packed) {
   constexpr int kLanes = kLanesOf<T>;
   constexpr int64_t kTerms = kOperandTerms<T>;
   Operand<T>* panel = operands(packed);
-  const int64_t first = p * kGemmColumns<T>, width = gemm_vectors<T>(p, n) * kLanes,
-                columns = n - first < width ? n - first : width;
-  const T* from = b + first * column_stride;
+  const int64_t columns = of.end - of.begin, width = gemm_width<T>(columns);
+  const T* from = b + of.begin * column_stride;
   if (row_stride == 1 && column_stride != 1 && k % kTerms == 0 && column_stride % kTerms == 0) {
     for (int64_t j = 0; j < width; j += kLanes) {
       pack_vector(operands(from + j * column_stride), column_stride / kTerms, columns - j,
@@ -98,28 +119,25 @@ void gemm_pack_panel(const T* b, int64_t row_stride, int64_t column_stride, int6
 template <class T>
 void gemm_pack(const T* b, int64_t row_stride, int64_t column_stride, int64_t k, int64_t n,
                T* packed, int index, int count) {
+  const GemmPanels<T> panels(n);
   if constexpr (kOperandTerms<T> == 1) {
     if (column_stride == 1) {
       // Row by row, as they lie in memory.
-      constexpr int64_t kColumns = kGemmColumns<T>;
-      constexpr int kLanes = kLanesOf<T>;
       const Range mine = share(k, index, count);
-      const int64_t whole = n / kColumns, left = n % kColumns;
       for (int64_t i = mine.begin; i < mine.end; ++i) {
-        const T* const from = b + i * row_stride;
-        for (int64_t p = 0; p < whole; ++p) {
-          pack_columns(from + p * kColumns, kColumns, packed + (p * k + i) * kColumns);
+        for (int64_t p = 0; p < panels.count; ++p) {
+          const int64_t first = panels.begin(p), columns = panels.end(p) - first;
+          pack_columns(b + i * row_stride + first, columns,
+                       packed + first * k + i * gemm_width<T>(columns));
         }
-        pack_columns(from + whole * kColumns, left,
-                     packed + whole * kColumns * k + i * ceil_div(left, kLanes) * kLanes);
       }
       return;
     }
   }
-  const Range mine = share(ceil_div(n, kGemmColumns<T>), index, count);
+  const Range mine = share(panels.count, index, count);
   for (int64_t p = mine.begin; p < mine.end; ++p) {
-    gemm_pack_panel(b, row_stride, column_stride, k, n, p,
-                    packed + p * kGemmColumns<T> * gemm_operands<T>(k) * kOperandTerms<T>);
+    gemm_pack_panel(b, row_stride, column_stride, k, panels.columns({p, p + 1}),
+                    packed + panels.begin(p) * gemm_operands<T>(k) * kOperandTerms<T>);
   }
 }
 
@@ -301,7 +319,8 @@ void gemm_panels(const GemmArgs<T>& g, const GemmPart& part, Range panels, Range
                 group = kGroup > least ? kGroup / least : 1;
   const int64_t row_step = Interleaved ? K : g.a_row / kTerms,
                 term_step = Interleaved ? kGemmRows : 1,
-                panel_step = kGemmColumns<T> * (g.in_place ? 1 : gemm_operands<T>(g.K));
+                column_step = g.in_place ? 1 : gemm_operands<T>(g.K);
+  const GemmPanels<T> all(g.N);
   for (int64_t first = panels.begin; first < panels.end; first += group) {
     const int64_t last = panels.end - first < group ? panels.end : first + group;
     for (int64_t done = 0; done < part.rows; done += kGemmRows) {
@@ -309,18 +328,19 @@ void gemm_panels(const GemmArgs<T>& g, const GemmPart& part, Range panels, Range
                     n = part.rows - done < kGemmRows ? part.rows - done : kGemmRows;
       const GemmTile<T> whole = gemm_tile_for<T, Interleaved>(n, kGemmVectors);
       for (int64_t p = first; p < last; ++p) {
-        const int64_t column = p * kGemmColumns<T>, left = g.N - column;
-        const bool is_whole = left >= kGemmColumns<T>;
-        const int64_t vectors = is_whole ? kGemmVectors : ceil_div(left, kLanesOf<T>),
-                      width = g.in_place ? g.b_row : vectors * kLanesOf<T>;
-        const GemmTile<T> tile = is_whole ? whole : gemm_tile_for<T, Interleaved>(n, vectors);
+        const int64_t column = all.begin(p), columns = all.end(p) - column,
+                      packed_width = gemm_width<T>(columns),
+                      width = g.in_place ? g.b_row : packed_width;
+        const GemmTile<T> tile = packed_width == kGemmColumns<T>
+                                     ? whole
+                                     : gemm_tile_for<T, Interleaved>(n, packed_width / kLanesOf<T>);
         const Operand<T>* const panel =
-            operands(g.in_place ? g.b : g.packed) + p * panel_step + terms.begin * width;
+            operands(g.in_place ? g.b : g.packed) + column * column_step + terms.begin * width;
         for (int64_t k0 = 0; k0 < least; k0 += depth) {
           const int64_t k = K - k0 < depth ? K - k0 : depth;
-          tile(c + i * g.ldc + column, g.ldc, is_whole ? kGemmColumns<T> : left,
-               a + i * row_step + k0 * term_step, Interleaved ? kGemmRows : row_step,
-               panel + k0 * width, width, k, g.add || terms.begin + k0 > 0);
+          tile(c + i * g.ldc + column, g.ldc, columns, a + i * row_step + k0 * term_step,
+               Interleaved ? kGemmRows : row_step, panel + k0 * width, width, k,
+               g.add || terms.begin + k0 > 0);
         }
       }
     }
@@ -346,7 +366,7 @@ void gemm_slabs(const GemmArgs<T>& g, const GemmPart& part, int across, int coun
         interleave(a, g.a_row, g.a_column, rows.rows, last - terms.begin * kTerms, scratch);
       }
       for (const GemmArgs<T>* product = &g; product; product = product->also) {
-        const Range panels = share(ceil_div(product->N, kGemmColumns<T>), across, count);
+        const Range panels = share(GemmPanels<T>(product->N).count, across, count);
         gemm_panels<T, Interleaved>(*product, rows, panels, terms,
                                     Interleaved ? scratch : operands(a),
                                     product->c + row * product->ldc);
@@ -361,11 +381,11 @@ void gemm_dots(const GemmArgs<T>& g, Range tiles, Range panels) {
   constexpr int kLanes = Simd<T>::kLanes;
   const int64_t begin = tiles.begin * kGemmRows,
                 end = tiles.end * kGemmRows < g.M ? tiles.end * kGemmRows : g.M,
-                last = panels.end * kGemmColumns<T> < g.N ? panels.end * kGemmColumns<T> : g.N,
                 parts = ceil_div(end - begin, kDotRows);
+  const Range of = GemmPanels<T>(g.N).columns(panels);
   alignas(64) T out[kDotRows * kLanes];
-  for (int64_t column = panels.begin * kGemmColumns<T>; column < last; column += kLanes) {
-    const int64_t columns = last - column < kLanes ? last - column : kLanes;
+  for (int64_t column = of.begin; column < of.end; column += kLanes) {
+    const int64_t columns = of.end - column < kLanes ? of.end - column : kLanes;
     for (int64_t i = 0; i < parts; ++i) {
       const Range part = share(end - begin, int(i), int(parts));
       const int64_t first = begin + part.begin, rows = part.end - part.begin;
@@ -424,11 +444,11 @@ inline constexpr int64_t kAddedRows = 4;
 template <class T>
 void gemm_added_rows(const GemmArgs<T>& g, Range panels, T* scratch) {
   constexpr int64_t kLanes = Simd<T>::kLanes, kColumns = 2048;
-  const int64_t end = panels.end * kGemmColumns<T> < g.N ? panels.end * kGemmColumns<T> : g.N;
+  const Range of = GemmPanels<T>(g.N).columns(panels);
   const int64_t most = g.k_block > 0 && g.k_block < kGemmMaxSlab ? g.k_block : kGemmMaxSlab,
                 slabs = g.K > 0 ? ceil_div(g.K, most) : 1;
-  for (int64_t first = panels.begin * kGemmColumns<T>; first < end; first += kColumns) {
-    const Range columns{first, end - first < kColumns ? end : first + kColumns};
+  for (int64_t first = of.begin; first < of.end; first += kColumns) {
+    const Range columns{first, of.end - first < kColumns ? of.end : first + kColumns};
     const int64_t n = columns.end - columns.begin, ld = ceil_div(n, kLanes) * kLanes;
     for (int64_t i = 0; i < slabs; ++i) {
       const Range terms = share(g.K, int(i), int(slabs));
@@ -478,8 +498,8 @@ SEQKERN_INLINE void outer_vector(const GemmArgs<T>& g, int64_t i, int64_t rows, 
 template <class T>
 void gemm_outer(const GemmArgs<T>& g, Range tiles, Range panels) {
   constexpr int kLanes = Simd<T>::kLanes, kRows = 4;
-  const int64_t end = tiles.end * kGemmRows < g.M ? tiles.end * kGemmRows : g.M,
-                last = panels.end * kGemmColumns<T> < g.N ? panels.end * kGemmColumns<T> : g.N;
+  const int64_t end = tiles.end * kGemmRows < g.M ? tiles.end * kGemmRows : g.M;
+  const Range of = GemmPanels<T>(g.N).columns(panels);
   for (int64_t i = tiles.begin * kGemmRows; i < end; i += kRows) {
     const int64_t rows = end - i < kRows ? end - i : kRows;
     Vec<T> x[kOuterTerms][kRows] = {};
@@ -488,13 +508,13 @@ void gemm_outer(const GemmArgs<T>& g, Range tiles, Range panels) {
         x[k][r] = broadcast<T>(g.a[(i + r) * g.a_row + k * g.a_column]);
       }
     }
-    int64_t j = panels.begin * kGemmColumns<T>;
-    for (; j + kLanes <= last; j += kLanes) {
+    int64_t j = of.begin;
+    for (; j + kLanes <= of.end; j += kLanes) {
       outer_vector<T, kRows>(
           g, i, rows, j, x, [](const T* p) __attribute__((always_inline)) { return load<T>(p); },
           [](T* p, Vec<T> v) __attribute__((always_inline)) { store<T>(p, v); });
     }
-    if (const int64_t left = last - j; left > 0) {
+    if (const int64_t left = of.end - j; left > 0) {
       outer_vector<T, kRows>(
           g, i, rows, j, x,
           [left](const T* p) __attribute__((always_inline)) { return load<T>(p, left); },
@@ -512,17 +532,17 @@ void gemm_few_rows(const GemmArgs<T>& g, Range tiles, Range panels, T* scratch) 
   const int64_t most = g.k_block > 0 && g.k_block < kGemmMaxSlab ? g.k_block : kGemmMaxSlab,
                 slabs = g.K > 0 ? ceil_div(g.K, most) : 1,
                 slab = ceil_div(g.K, slabs * kTerms) * kTerms;
+  const GemmPanels<T> all(g.N);
   for (int64_t p = panels.begin; p < panels.end; ++p) {
-    const int64_t column = p * kGemmColumns<T>, vectors = gemm_vectors<T>(p, g.N),
-                  width = vectors * kLanesOf<T>,
-                  columns = g.N - column < width ? g.N - column : width;
+    const Range of = all.columns({p, p + 1});
+    const int64_t columns = of.end - of.begin, width = gemm_width<T>(columns);
     for (int64_t i = 0; i < slabs; ++i) {
       const int64_t k0 = i * slab, k = g.K - k0 < slab ? g.K - k0 : slab;
-      gemm_pack_panel(g.b + k0 * g.b_row, g.b_row, g.b_column, k, g.N, p, scratch);
+      gemm_pack_panel(g.b + k0 * g.b_row, g.b_row, g.b_column, k, of, scratch);
       for (int64_t row = begin, n; row < end; row += n) {
         n = end - row < kGemmRows ? end - row : kGemmRows;
-        gemm_tile_for<T, false>(n, vectors)(
-            g.c + row * g.ldc + column, g.ldc, columns, operands(g.a + row * g.a_row + k0),
+        gemm_tile_for<T, false>(n, width / kLanesOf<T>)(
+            g.c + row * g.ldc + of.begin, g.ldc, columns, operands(g.a + row * g.a_row + k0),
             g.a_row / kTerms, operands(scratch), width, gemm_operands<T>(k), g.add || k0 > 0);
       }
     }
@@ -544,7 +564,7 @@ template <class T>
 void gemm(const GemmArgs<T>& g, T* scratch, int index, int count) {
   int64_t all_panels = 0;
   for (const GemmArgs<T>* product = &g; product; product = product->also) {
-    all_panels += ceil_div(product->N, kGemmColumns<T>);
+    all_panels += GemmPanels<T>(product->N).count;
   }
   if (gemm_deals(g, count)) {
     const int64_t run = g.period / count;
@@ -585,7 +605,7 @@ void gemm(const GemmArgs<T>& g, T* scratch, int index, int count) {
   for (const GemmArgs<T>* product = &g; product; product = product->also) {
     if constexpr (kOperandTerms<T> == 1) {
       if (product->in_place) {
-        const Range panels = share(ceil_div(product->N, kGemmColumns<T>), across, grid.across);
+        const Range panels = share(GemmPanels<T>(product->N).count, across, grid.across);
         gemm_outer(*product, down, panels);
         continue;
       }
@@ -596,29 +616,45 @@ void gemm(const GemmArgs<T>& g, T* scratch, int index, int count) {
   }
 }
 
-// to [n] += the sums of a's columns, a [rows, n]. Sums of 8 and of 64 on the way keep the error of
-// long ones down.
+// to += the sums of a's columns, so many vectors of them: several, as one would wait for its own
+// additions. Sums of 8 and of 64 on the way keep the error of long ones down.
+template <class T, int Vectors, class Lanes>
+SEQKERN_INLINE void add_column_vectors(const T* a, int64_t lda, int64_t rows, Arithmetic<T>* to,
+                                       Lanes lanes) {
+  using V = Vec<Arithmetic<T>>;
+  constexpr int kLanes = kLanesOf<T>;
+  const auto each = [](auto f) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) f(v);
+  };
+  V total[Vectors]{};
+  for (int64_t i = 0; i < rows;) {
+    V block[Vectors]{};
+    for (const int64_t end = i + 64 < rows ? i + 64 : rows; i < end;) {
+      V sum[Vectors]{};
+      for (const int64_t last = i + 8 < end ? i + 8 : end; i < last; ++i) {
+        each([&](int v) { sum[v] += lanes.get(a + i * lda + v * kLanes); });
+      }
+      each([&](int v) { block[v] += sum[v]; });
+    }
+    each([&](int v) { total[v] += block[v]; });
+  }
+  each([&](int v) { lanes.put(to + v * kLanes, lanes.get(to + v * kLanes) + total[v]); });
+}
+
+// to [n] += the sums of a's columns, a [rows, n].
 template <class T>
 void add_columns(const T* a, int64_t lda, int64_t rows, int64_t n, Arithmetic<T>* to) {
   using A = Arithmetic<T>;
-  constexpr int kLanes = Simd<A>::kLanes;
-  for (int64_t j = 0; j < n; j += kLanes) {
-    const int64_t lanes = n - j < kLanes ? n - j : kLanes;
-    const auto row = [&](int64_t i) {
-      return lanes == kLanes ? load<A>(a + i * lda + j) : load<A>(a + i * lda + j, lanes);
-    };
-    Vec<A> total{};
-    for (int64_t i = 0; i < rows;) {
-      Vec<A> block{};
-      for (const int64_t end = i + 64 < rows ? i + 64 : rows; i < end;) {
-        Vec<A> sum{};
-        for (const int64_t last = i + 8 < end ? i + 8 : end; i < last; ++i) sum += row(i);
-        block += sum;
-      }
-      total += block;
-    }
-    store<A>(to + j, load<A>(to + j, lanes) + total, lanes);
+  constexpr int kLanes = kLanesOf<T>, kVectors = 4;
+  int64_t j = 0;
+  for (; j + kVectors * kLanes <= n; j += kVectors * kLanes) {
+    add_column_vectors<T, kVectors>(a + j, lda, rows, to + j, Access<A, true>{kLanes});
   }
+  for (; j + kLanes <= n; j += kLanes) {
+    add_column_vectors<T, 1>(a + j, lda, rows, to + j, Access<A, true>{kLanes});
+  }
+  if (j < n) add_column_vectors<T, 1>(a + j, lda, rows, to + j, Access<A, false>{n - j});
 }
 
 }  // namespace seqkern::cpu::SEQKERN_CAPABILITY

@@ -233,24 +233,6 @@ struct EarlyProducts {
   }
 };
 
-template <class T, bool Full>
-struct Access {
-  int64_t n;  // lanes in use, where not Full
-  template <class P>
-  SEQKERN_INLINE Vec<T> get(const P* p) const {
-    if constexpr (Full) return load<T>(p);
-    return load<T>(p, n);
-  }
-  template <class P>
-  SEQKERN_INLINE void put(P* p, Vec<T> v) const {
-    if constexpr (Full) {
-      store<T>(p, v);
-    } else {
-      store<T>(p, v, n);
-    }
-  }
-};
-
 // Calls f(unit, u, access) for each vector of units of panel p.
 template <class T, int UnitVectors, class F>
 SEQKERN_INLINE void for_unit_vectors(int64_t p, int64_t units, F&& f) {

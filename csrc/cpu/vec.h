@@ -208,6 +208,25 @@ SEQKERN_INLINE void store(P* p, Vec<T> v, int64_t n) {
 }
 #endif
 
+// A whole vector, or its first lanes.
+template <class T, bool Full>
+struct Access {
+  int64_t n;  // lanes in use, where not Full
+  template <class P>
+  SEQKERN_INLINE Vec<T> get(const P* p) const {
+    if constexpr (Full) return load<T>(p);
+    return load<T>(p, n);
+  }
+  template <class P>
+  SEQKERN_INLINE void put(P* p, Vec<T> v) const {
+    if constexpr (Full) {
+      store<T>(p, v);
+    } else {
+      store<T>(p, v, n);
+    }
+  }
+};
+
 // x, or the bound where x lies beyond it; NaN stays.
 #if defined(__AVX512F__)
 // One instruction, which returns its second operand where either is NaN: of the comparisons below

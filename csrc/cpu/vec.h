@@ -55,6 +55,7 @@ struct Simd<float> {
   static constexpr uint32_t kOneBits = 0x3f800000u;
   // n = round(x / ln 2) from -127 (scale 0) to 128 (scale inf).
   static constexpr float kExpMin = -88.f, kExpMax = 89.f;
+  static constexpr float kHalfLn2 = 0.34657359027997265f;
   static constexpr float kTanhMax = 9.1f;  // tanh rounds to 1 from 9.02 on
   // (tanh(x) / x - 1) / x^2 in powers of x^2, |x| < kTanhSplit, minimax: 3.7e-9 of tanh x.
   static constexpr float kTanhSplit = 0.8f;
@@ -120,6 +121,11 @@ SEQKERN_INLINE void store(T* p, Vec<T> v) {
 }
 
 inline constexpr int kRegisters = kVectorBytes == 64 ? 32 : 16;
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+inline constexpr bool kHasFma = true;
+#else
+inline constexpr bool kHasFma = false;
+#endif
 
 // Keeps what was loaded in a register. GCC folds a load with two or three uses into the
 // instructions that use it, so that it is made as often.
@@ -315,9 +321,12 @@ struct Math {
     V q = broadcast<T>(S::kPoly[S::kDegree]);
 #pragma GCC unroll 16
     for (int i = S::kDegree - 1; i >= 0; --i) q = q * r + S::kPoly[i];
-    // The low bits of `shifted` are n in two's complement; its high bits leave by the shift.
-    const U bits = ((U)shifted << S::kMantissa) + S::kOneBits;
-    return {r + (r * r) * q, (V)bits};
+    return {r + (r * r) * q, power_of_2(shifted)};
+  }
+
+  // 2^n of n + kRound, whose low bits are n in two's complement; its high bits leave by the shift.
+  static SEQKERN_INLINE V power_of_2(V shifted) {
+    return (V)(((U)shifted << S::kMantissa) + S::kOneBits);
   }
 
   static SEQKERN_INLINE V clamp(V x, T lo, T hi) { return at_most(hi, at_least(lo, x)); }
@@ -331,7 +340,8 @@ struct Math {
 
   // float, the dtype that trains: errors of tanh build up along a sequence, so it is nearly
   // correctly rounded. A polynomial near 0; beyond it 1 - 2 / (e^{2|x|} + 1), where the correction
-  // to 1, and so its error, is small.
+  // to 1, and so its error, is small: e^{2r} may be a plain polynomial, and ln(2)/2 one number
+  // where its multiple is not rounded before the subtraction.
   static SEQKERN_INLINE V tanh(V x)
     requires(sizeof(T) == 4)
   {
@@ -342,7 +352,14 @@ struct Math {
     for (int i = S::kTanhDegree - 1; i >= 0; --i) p = p * z + S::kTanhPoly[i];
     const V near = x + x * (z * p);
     const V y = at_most(S::kTanhMax, a);
-    const V far = 1 - 2 / (reduce(y + y).exp() + 1);
+    const V shifted = y * (2 * S::kLog2e) + S::kRound;
+    const V n = shifted - S::kRound;
+    const V r = kHasFma ? y - n * S::kHalfLn2 : (y - n * (S::kLn2Hi / 2)) - n * (S::kLn2Lo / 2);
+    V q = broadcast<T>(S::kPoly[S::kDegree] * (4 << S::kDegree));
+#pragma GCC unroll 16
+    for (int i = S::kDegree - 1; i >= 0; --i) q = q * r + S::kPoly[i] * (4 << i);
+    const V e = (q * r + 2) * r + 1;
+    const V far = 1 - 2 / (e * power_of_2(shifted) + 1);
     return a < S::kTanhSplit ? near : (V)((U)far | sign);
   }
 

@@ -298,10 +298,47 @@ SEQKERN_INLINE void interleave(const T* a, int64_t row_stride, int64_t column_st
   }
 }
 
-// Rows of a thread: runs of so many, each `skip` rows after the end of the one before.
+// A thread's rows: so many from `begin` on, or what it is dealt of steps' rows.
 struct GemmPart {
-  int64_t begin, rows, run, skip;
+  int64_t begin, rows;
+  const int64_t* offsets = nullptr;
+  int64_t steps = 0;
+  int index = 0, count = 1;
 };
+
+// Calls f(i, n) for each tile of n rows from i on, counted from the first row.
+template <class F>
+SEQKERN_INLINE void for_row_tiles(const GemmPart& part, F&& f) {
+  const auto whole_tiles = [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i += kGemmRows) {
+      f(i, end - i < kGemmRows ? end - i : int64_t(kGemmRows));
+    }
+  };
+  if (!part.offsets) {
+    whole_tiles(0, part.rows);
+    return;
+  }
+  const auto first = [&](int64_t t) { return part.offsets[t] - part.offsets[0]; };
+  const auto is_dealt = [&](int64_t t) { return splits_rows(first(t + 1) - first(t), part.count); };
+  for (int64_t t = 0, end; t < part.steps; t = end) {
+    end = t + 1;
+    if (is_dealt(t)) {
+      const Range mine = share(first(end) - first(t), part.index, part.count);
+      const int64_t rows = mine.end - mine.begin, tiles = ceil_div(rows, kGemmRows);
+      for (int64_t i = 0; i < tiles; ++i) {
+        const Range tile = share(rows, int(i), int(tiles));
+        f(first(t) + mine.begin + tile.begin, tile.end - tile.begin);
+      }
+      continue;
+    }
+    // Steps that split their units: all of them together.
+    while (end < part.steps && !is_dealt(end)) ++end;
+    const int64_t rows = first(end) - first(t);
+    const Range mine = share(ceil_div(rows, kGemmRows), part.index, part.count);
+    const int64_t last = mine.end * kGemmRows;
+    whole_tiles(first(t) + mine.begin * kGemmRows, first(t) + (last < rows ? last : rows));
+  }
+}
 
 // Some k of a thread's part of c: tiles of rows x a group of panels, which stays in the cache. a
 // begins at the terms, c at the first row.
@@ -323,9 +360,7 @@ void gemm_panels(const GemmArgs<T>& g, const GemmPart& part, Range panels, Range
   const GemmPanels<T> all(g.N);
   for (int64_t first = panels.begin; first < panels.end; first += group) {
     const int64_t last = panels.end - first < group ? panels.end : first + group;
-    for (int64_t done = 0; done < part.rows; done += kGemmRows) {
-      const int64_t i = done + done / part.run * part.skip,
-                    n = part.rows - done < kGemmRows ? part.rows - done : kGemmRows;
+    for_row_tiles(part, [&](int64_t i, int64_t n) {
       const GemmTile<T> whole = gemm_tile_for<T, Interleaved>(n, kGemmVectors);
       for (int64_t p = first; p < last; ++p) {
         const int64_t column = all.begin(p), columns = all.end(p) - column,
@@ -343,7 +378,7 @@ void gemm_panels(const GemmArgs<T>& g, const GemmPart& part, Range panels, Range
                g.add || terms.begin + k0 > 0);
         }
       }
-    }
+    });
   }
 }
 
@@ -361,7 +396,7 @@ void gemm_slabs(const GemmArgs<T>& g, const GemmPart& part, int across, int coun
       const T* const a = g.a + row * g.a_row + terms.begin * kTerms * g.a_column;
       GemmPart rows = part;
       if constexpr (Interleaved) {
-        rows.rows = rows.run = part.rows - done < block ? part.rows - done : block;
+        rows.rows = part.rows - done < block ? part.rows - done : block;
         const int64_t last = terms.end * kTerms < g.K ? terms.end * kTerms : g.K;
         interleave(a, g.a_row, g.a_column, rows.rows, last - terms.begin * kTerms, scratch);
       }
@@ -555,9 +590,8 @@ bool gemm_reads_rows(const GemmArgs<T>& g) {
 }
 
 template <class T>
-bool gemm_deals(const GemmArgs<T>& g, int count) {
-  return g.period > 0 && g.M % g.period == 0 && g.period % (count * kGemmRows) == 0 && g.packed &&
-         !g.also && gemm_reads_rows(g);
+bool gemm_deals(const GemmArgs<T>& g) {
+  return g.offsets && g.packed && !g.also && gemm_reads_rows(g);
 }
 
 template <class T>
@@ -566,10 +600,8 @@ void gemm(const GemmArgs<T>& g, T* scratch, int index, int count) {
   for (const GemmArgs<T>* product = &g; product; product = product->also) {
     all_panels += GemmPanels<T>(product->N).count;
   }
-  if (gemm_deals(g, count)) {
-    const int64_t run = g.period / count;
-    gemm_slabs<T, false>(g, {index * run, g.M / count, run, g.period - run}, 0, 1,
-                         operands(scratch));
+  if (gemm_deals(g)) {
+    gemm_slabs<T, false>(g, {0, g.M, g.offsets, g.steps, index, count}, 0, 1, operands(scratch));
     return;
   }
   const int64_t tiles = ceil_div(g.M, kGemmRows);
@@ -595,7 +627,7 @@ void gemm(const GemmArgs<T>& g, T* scratch, int index, int count) {
                 end = down.end * kGemmRows < g.M ? down.end * kGemmRows : g.M;
   const auto slabs = [&](const GemmArgs<T>& products) {
     const auto make = gemm_reads_rows(g) ? gemm_slabs<T, false> : gemm_slabs<T, true>;
-    make(products, {begin, end - begin, end - begin, 0}, across, grid.across, operands(scratch));
+    make(products, {begin, end - begin}, across, grid.across, operands(scratch));
   };
   if (kOperandTerms<T> > 1 || g.K > kOuterTerms) {
     slabs(g);

@@ -139,9 +139,11 @@ struct GemmArgs {
   int64_t ldc;
   bool add;
   int64_t k_block;
-  // Where gemm_deals says so, each so many rows are dealt to the threads as steps that split their
-  // rows do it; 0: all rows at once.
-  int64_t period = 0;
+  // The rows of a, M in all, of each of so many time steps: [offsets[t], offsets[t + 1]) from the
+  // first one's on. Where gemm_deals says so, a thread makes those that are its in a step that
+  // splits its rows. Or null: any.
+  const int64_t* offsets = nullptr;
+  int64_t steps = 0;
   bool in_place = false;           // gemm_in_place says that b may stay as it is for any a
   const GemmArgs* also = nullptr;  // another product of the same a, which is packed once for both
 };
@@ -173,9 +175,8 @@ struct LayerKernels {
                     T* packed, int index, int count);
   // Whether b [k, n] is read as fast where it lies.
   bool (*gemm_in_place)(int64_t row_stride, int64_t column_stride, int64_t k, int64_t n);
-  // Whether thread `index` of `count` makes just the rows [period * index / count,
-  // period * (index + 1) / count) of each period.
-  bool (*gemm_deals)(const GemmArgs<T>&, int count);
+  // Whether gemm deals the rows of steps as the time loops do.
+  bool (*gemm_deals)(const GemmArgs<T>&);
   void (*gemm)(const GemmArgs<T>&, T* scratch, int index, int count);
   // to [n] += the sums of the columns of a [rows, n].
   void (*add_columns)(const T* a, int64_t lda, int64_t rows, int64_t n, Arithmetic<T>* to);

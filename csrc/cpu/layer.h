@@ -127,7 +127,7 @@ struct Part {
   template <class F>
   SEQKERN_INLINE void deal(int64_t n, int64_t rows, F&& f) const {
     const int index = worker.index, count = worker.count;
-    const bool by_rows = worker.split_rows && (!worker.ragged || rows >= kLeastRows * count);
+    const bool by_rows = worker.split_rows && (!worker.ragged || splits_rows(rows, count));
     const int64_t left = by_rows ? 0 : panels_shared_by_rows(n, rows, count), whole = n - left;
     const Range mine = by_rows ? Range{0, n} : share(whole, index, count),
                 items = share(left * rows, index, count);

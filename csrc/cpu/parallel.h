@@ -58,6 +58,9 @@ void parallel(int threads, F&& body) {
 
 // Rows of a step that are a thread's at least where rows are split: fewer do not fill a tile.
 inline constexpr int64_t kLeastRows = 4;
+[[gnu::always_inline]] inline bool splits_rows(int64_t rows, int64_t count) {
+  return rows >= kLeastRows * count;
+}
 
 // Whether this process was forked from one that had loaded seqkern.
 bool forked();

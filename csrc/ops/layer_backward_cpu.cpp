@@ -362,7 +362,7 @@ BackwardResult backward(const cpu::LayerKernels<T>& table, const Layer& s,
         const Matrix<const T> grad_in = grad.from_column(info.grad_input_offset * H, G * H);
         if (in.needs_input_grad) {
           team.multiply({data<A>(grad_x, chunk[d].row * s.I), chunk[d].rows, s.I, s.I}, grad_in,
-                        dir.to_x, s.D == 2);
+                        dir.to_x, s.D == 2, run.step_rows(chunk[d]));
         }
         if (!params) continue;
         // Of the gate gradients' columns the first belong to W_hh alone, the last as many to W_ih

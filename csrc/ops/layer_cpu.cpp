@@ -107,16 +107,17 @@ ForwardResult forward(const cpu::LayerKernels<T>& table, const Layer& s, const T
     for (int64_t i = 0; i < run.chunks.size(); ++i) {
       cpu::ForwardArgs<T> args[2];
       // Whether each thread's steps read what it multiplied itself, in this chunk as in all others,
-      // so that nobody waits for another.
-      bool apart = s.T > 1;
+      // so that nobody waits for another. (Ragged ones may split their units.)
+      bool apart = s.T > 1 && !s.ragged;
       for (int64_t d = 0; d < s.D; ++d) {
         PerDirection& dir = dirs[d];
         const auto chunk = run.chunks.at(i, d == 1);
         A* const first = base(d, chunk);
         const Matrix<const T> rows = x.from_row(chunk.row, chunk.rows);
         const typename Team<T>::Product product{{first, chunk.rows, G * H, width}, &dir.from_x};
-        team.multiply(rows, {product});
-        apart = apart && team.deals(product, rows);
+        const StepRows steps = run.step_rows(chunk);
+        team.multiply(rows, {product}, steps);
+        apart = apart && team.deals(product, rows, steps);
         if (dir.product) {
           team.multiply({dir.product, s.B, G * H, G * H}, {h0 + d * s.B * K, s.B, K, K},
                         dir.from_h);

@@ -134,6 +134,12 @@ struct Run {
     return {s.offsets.data(), s.T, c.begin, c.end, d == 1};
   }
 
+  // For the products that all threads make of a chunk's rows, where they make its steps too.
+  StepRows step_rows(const Chunk& c) const {
+    if (!plan.split_rows || plan.teams > 1) return {};
+    return {s.offsets.data() + c.begin, c.end - c.begin};
+  }
+
   // work(direction, worker) by every thread of each direction's team.
   template <typename F>
   void directions(const Team<T>& team, F&& work) {
@@ -172,9 +178,8 @@ struct Run {
       return;
     }
     cpu::Barrier barrier;
-    const int64_t period = plan.split_rows && plan.teams == 1 && !s.ragged ? s.B : 0;
     cpu::parallel(plan.threads, [&](int index, int count) {
-      pass(Team<T>(kernels, scratches, index, count, &barrier, period));
+      pass(Team<T>(kernels, scratches, index, count, &barrier));
     });
   }
 

@@ -40,23 +40,20 @@ struct Factor {
   static constexpr int64_t kFewRows = 384;
 };
 
+// The time steps whose rows a left factor has, where they split these; else none.
+struct StepRows {
+  const int64_t* offsets = nullptr;  // [count + 1]
+  int64_t count = 0;
+};
+
 // Work goes in phases, which wait() parts. A team in a region is one of its threads, and each calls
 // the same methods; the only thread of a team without region starts one for every phase.
 template <typename T>
 class Team {
  public:
-  Team(const cpu::LayerKernels<T>& kernels, T* scratch)
-      : Team(kernels, scratch, 0, 1, nullptr, 0) {}
-  // Products whose left factor has whole periods of so many rows deal each of these to the threads
-  // as steps that split their rows do, so that a thread finds in its cache what it made itself.
-  Team(const cpu::LayerKernels<T>& kernels, T* scratch, int index, int count, cpu::Barrier* barrier,
-       int64_t period)
-      : kernels_(kernels),
-        scratch_(scratch),
-        index_(index),
-        count_(count),
-        barrier_(barrier),
-        period_(period) {}
+  Team(const cpu::LayerKernels<T>& kernels, T* scratch) : Team(kernels, scratch, 0, 1, nullptr) {}
+  Team(const cpu::LayerKernels<T>& kernels, T* scratch, int index, int count, cpu::Barrier* barrier)
+      : kernels_(kernels), scratch_(scratch), index_(index), count_(count), barrier_(barrier) {}
 
   // f(index, count) by every thread; without a region by `threads` of them.
   template <typename F>
@@ -100,24 +97,27 @@ class Team {
     int64_t terms = 0;
   };
 
-  void multiply(Matrix<cpu::Arithmetic<T>> c, Matrix<const T> a, Factor<T>& b,
-                bool add = false) const {
-    if (c.rows > 0 && c.columns > 0) multiply(a, {{c, &b, add}});
+  void multiply(Matrix<cpu::Arithmetic<T>> c, Matrix<const T> a, Factor<T>& b, bool add = false,
+                const StepRows& steps = {}) const {
+    if (c.rows > 0 && c.columns > 0) multiply(a, {{c, &b, add}}, steps);
   }
 
-  // Whether, in a product, each thread makes just the rows that steps that split theirs deal to it.
-  bool deals(const Product& product, Matrix<const T> a) const {
-    return barrier_ && kernels_.gemm_deals(arguments(product, a), count_);
+  // Whether, in a product, each thread makes just the rows that are its in those of the steps that
+  // split their rows.
+  bool deals(const Product& product, Matrix<const T> a, const StepRows& steps) const {
+    return barrier_ && kernels_.gemm_deals(arguments(product, a, steps));
   }
 
-  // Up to two products of one left factor; of two the right factors are packed or in place.
-  void multiply(Matrix<const T> a, std::initializer_list<Product> products) const {
+  // Up to two products of one left factor; of two the right factors are packed or in place. With
+  // steps a thread finds in its cache what it made itself, where the product deals their rows.
+  void multiply(Matrix<const T> a, std::initializer_list<Product> products,
+                const StepRows& steps = {}) const {
     cpu::GemmArgs<T> args[2];
     TORCH_INTERNAL_ASSERT(products.size() <= std::size(args));
     const cpu::GemmArgs<T>* first = nullptr;
     int64_t columns = 0;
     for (size_t i = 0; i < products.size(); ++i) {
-      args[i] = arguments(products.begin()[i], a);
+      args[i] = arguments(products.begin()[i], a, steps);
       args[i].also = first;
       first = &args[i];
       columns += args[i].N;
@@ -149,7 +149,8 @@ class Team {
   }
 
  private:
-  cpu::GemmArgs<T> arguments(const Product& product, const Matrix<const T>& a) const {
+  cpu::GemmArgs<T> arguments(const Product& product, const Matrix<const T>& a,
+                             const StepRows& steps) const {
     const Factor<T>& factor = *product.b;
     const Matrix<const T>& b = factor.b;
     return {.M = a.rows,
@@ -166,7 +167,8 @@ class Team {
             .ldc = product.c.row_stride,
             .add = product.add,
             .k_block = product.terms,
-            .period = period_,
+            .offsets = barrier_ ? steps.offsets : nullptr,
+            .steps = steps.count,
             .in_place = factor.in_place};
   }
 
@@ -180,7 +182,6 @@ class Team {
   T* scratch_;  // [threads, gemm_scratch_size()]
   int index_, count_;
   cpu::Barrier* barrier_;
-  int64_t period_;
 };
 
 }  // namespace seqkern::ops

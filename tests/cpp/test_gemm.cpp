@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "cpu/kernels.h"
+#include "cpu/parallel.h"
 
 using namespace seqkern::cpu;
 
@@ -60,7 +61,8 @@ Bf16 not_a_number<Bf16>() {
 enum class Right { kFewRows, kPacked, kInPlace };
 
 struct Case {
-  int64_t M, K, count, period;
+  int64_t M, K, count;
+  std::vector<int64_t> offsets;  // of steps' rows, or none
   bool a_transposed;
   struct Product {
     int64_t N, k_block;
@@ -136,23 +138,29 @@ bool check(const LayerKernels<T>& kernels, Case s) {
                     .ldc = c.row,
                     .add = p.add,
                     .k_block = p.k_block,
-                    .period = s.period,
+                    .offsets = s.offsets.empty() ? nullptr : s.offsets.data(),
+                    .steps = s.offsets.empty() ? 0 : int64_t(s.offsets.size()) - 1,
                     .in_place = p.right == Right::kInPlace,
                     .also = also});
   }
-  const bool deals = kernels.gemm_deals(args.back(), s.count);
+  const bool deals = kernels.gemm_deals(args.back());
   for (int i = 0; i < s.count; ++i) {
     std::vector<T> scratch(kernels.gemm_scratch_size(), not_a_number<T>());
     const Matrix<A> others = operands.back().c;
     kernels.gemm(args.back(), scratch.data(), i, s.count);
-    for (int64_t row = 0; deals && row < s.M; ++row) {
-      const bool own = row % s.period / (s.period / s.count) == i;
-      const size_t bytes = s.products.back().N * sizeof(A);
-      if (!own && std::memcmp(&others.data[row * others.row],
-                              &operands.back().c.data[row * others.row], bytes) != 0) {
-        std::printf("M %ld, period %ld, threads %ld: thread %d wrote row %ld\n", long(s.M),
-                    long(s.period), long(s.count), i, long(row));
-        return false;
+    for (size_t t = 0; deals && t + 1 < s.offsets.size(); ++t) {
+      const int64_t first = s.offsets[t] - s.offsets[0], rows = s.offsets[t + 1] - s.offsets[t];
+      // Those of smaller steps may be anybody's.
+      if (!splits_rows(rows, s.count)) continue;
+      for (int64_t r = 0; r < rows; ++r) {
+        const bool own = rows * i / s.count <= r && r < rows * (i + 1) / s.count;
+        const int64_t at = (first + r) * others.row;
+        const size_t bytes = s.products.back().N * sizeof(A);
+        if (!own && std::memcmp(&others.data[at], &operands.back().c.data[at], bytes) != 0) {
+          std::printf("M %ld, step of %ld, threads %ld: thread %d wrote row %ld\n", long(s.M),
+                      long(rows), long(s.count), i, long(first + r));
+          return false;
+        }
       }
     }
   }
@@ -204,12 +212,20 @@ int main(int argc, char** argv) {
     Case s{.M = any_of({1, 2, 5, 8, 9, 23, 64, 65, 130}),
            .K = any_of({0, 1, 2, 7, 8, 9, 16, 33, 127, 129}),
            .count = any_of({1, 2, 3, 4}),
-           .period = any_of({0, 8, 16, 48}),
+           .offsets = {},
            .a_transposed = generator() % 2 == 0};
     // A few past the slab and the largest block of rows.
     if (i % 40 == 0) s.K = any_of({513, 1024, 1025});
     if (i % 40 == 20) s.M = any_of({513, 700});
-    if (i % 4 == 1) s.M = any_of({48, 96, 240});
+    if (i % 4 == 1) {
+      // Steps, of any number of rows or of one.
+      const int64_t equal = any_of({0, 1, 9, 16, 48});
+      s.offsets.push_back(any_of({0, 7}));
+      for (int64_t t = any_of({1, 2, 3, 10}); t > 0; --t) {
+        s.offsets.push_back(s.offsets.back() + (equal ? equal : any_of({1, 3, 8, 13, 20, 35})));
+      }
+      s.M = s.offsets.back() - s.offsets[0];
+    }
     for (int64_t n = any_of({1, 2}); n > 0; --n) {
       Case::Product p{.N = any_of({1, 3, 8, 16, 17, 32, 47, 48, 49, 96, 100, 128}),
                       .k_block = any_of({0, 0, 64}),

@@ -205,6 +205,11 @@ struct EarlyProducts {
     }
     pending = false;
   }
+  // Of a row of all units what belongs to this thread's.
+  template <class P>
+  SEQKERN_INLINE void fetch_own(const P* row) const {
+    for (int64_t i = own.begin; i < own.end; i += 64 / sizeof(P)) __builtin_prefetch(row + i);
+  }
   // The sums of panel p, whole.
   SEQKERN_INLINE A* end(int64_t p, int64_t rows, const T* a, int64_t lda) {
     multiply(p, rows, a, lda, {0, own.begin}, true);
@@ -363,7 +368,14 @@ void forward(const ForwardArgs<T>& a, const Worker& worker) {
     });
     if (i + 1 < a.steps.end && !a.w_hr && !a.plain_w_hh) {
       const Step following = step(i + 1);
-      if (early.arrive(s.rows, following.rows, following.continued)) continue;
+      if (early.arrive(s.rows, following.rows, following.continued)) {
+        // Half of the input products were made by another thread.
+        const A* const x = a.x + (following.row - a.steps.offsets[a.steps.begin]) * a.ldx;
+        for (int64_t r = 0; r < following.rows; ++r) {
+          for (int g = 0; g < G; ++g) early.fetch_own(x + r * a.ldx + g * H);
+        }
+        continue;
+      }
     }
     part.wait();
     if (a.w_hr) {

@@ -369,7 +369,7 @@ void forward(const ForwardArgs<T>& a, const Worker& worker) {
     if (i + 1 < a.steps.end && !a.w_hr && !a.plain_w_hh) {
       const Step following = step(i + 1);
       if (early.arrive(s.rows, following.rows, following.continued)) {
-        // Half of the input products were made by another thread.
+        // Other threads made a part of the input products.
         const A* const x = a.x + (following.row - a.steps.offsets[a.steps.begin]) * a.ldx;
         for (int64_t r = 0; r < following.rows; ++r) {
           for (int g = 0; g < G; ++g) early.fetch_own(x + r * a.ldx + g * H);

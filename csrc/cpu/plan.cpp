@@ -61,7 +61,7 @@ Plan make_plan(const Problem& p, int available_threads) {
                rows_over_units = imbalance(p.B, useful) / units_imbalance;
   const bool few_weights = weight_bytes <= rows_bytes(p.cache_bytes);
   plan.split_rows =
-      useful > 1 && p.B >= kLeastRows * useful && rows_over_units < (few_weights ? 1.2 : 1 / 1.2);
+      useful > 1 && splits_rows(p.B, useful) && rows_over_units < (few_weights ? 1.2 : 1 / 1.2);
   const int64_t each = plan.split_rows ? useful : by_units;
   plan.teams = int(teams);
   plan.threads = int(each * teams);

@@ -233,6 +233,15 @@ struct Access {
   }
 };
 
+// Calls f(j, access) for each vector of the elements [begin, end), from the j-th on.
+template <class T, class F>
+SEQKERN_INLINE void for_vectors(int64_t begin, int64_t end, F&& f) {
+  constexpr int kLanes = Simd<T>::kLanes;
+  int64_t j = begin;
+  for (; j + kLanes <= end; j += kLanes) f(j, Access<T, true>{kLanes});
+  if (j < end) f(j, Access<T, false>{end - j});
+}
+
 // x, or the bound where x lies beyond it; NaN stays.
 #if defined(__AVX512F__)
 // One instruction, which returns its second operand where either is NaN: of the comparisons below

@@ -204,5 +204,14 @@ PYBIND11_MODULE(_C, m) {
   // For tests of the CUDA kernels: cuda/plan.h.
   m.def("force_cuda_plan", &seqkern::cuda::force_plan, py::arg("tier") = "",
         py::arg("chunk_rows") = 0);
-  m.def("chunk_steps", &seqkern::cpu::chunk_steps, py::arg("offsets"), py::arg("chunk_rows"));
+  m.def("chunk_steps", &seqkern::cpu::chunk_steps, py::arg("offsets"), py::arg("chunk_rows"),
+        py::arg("bound") = 0);
+  m.def(
+      "row_groups",
+      [](const std::vector<int64_t>& offsets, int64_t begin, int64_t end, int64_t groups) {
+        return seqkern::cpu::row_groups(offsets, begin, end, groups).bounds;
+      },
+      py::arg("offsets"), py::arg("begin"), py::arg("end"), py::arg("groups"));
+  m.def("grouped_steps", &seqkern::cpu::grouped_steps, py::arg("offsets"), py::arg("groups"),
+        py::arg("of_all"));
 }

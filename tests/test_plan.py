@@ -120,6 +120,55 @@ def test_chunk_steps(offsets, rows, bounds):
     assert _C.chunk_steps(offsets, rows) == bounds
 
 
+def test_chunk_steps_with_a_bound():
+    offsets = [0, 4, 8, 12, 13, 14, 15]
+    assert _C.chunk_steps(offsets, 100, bound=3) == [0, 3, 6]
+    assert _C.chunk_steps(offsets, 8, bound=3) == [0, 2, 3, 6]
+    assert _C.chunk_steps(offsets, 100, bound=6) == [0, 6]
+
+
+def rows_of(lengths):
+    """Offsets of the steps of sequences with these lengths."""
+    steps = [sum(length > t for length in lengths) for t in range(max(lengths))]
+    return [sum(steps[:t]) for t in range(len(steps) + 1)]
+
+
+@pytest.mark.parametrize(
+    "lengths, groups, bounds",
+    [
+        ([10] * 32, 2, [0, 16, 32]),
+        ([10] * 32, 1, [0, 32]),
+        ([10] * 33, 4, [0, 9, 18, 27, 33]),  # the largest as small as can be
+        ([100] * 8 + [50] * 16, 2, [0, 8, 24]),
+        ([100] + [10] * 40, 2, [0, 4, 41]),  # some beside one that takes long in any case
+        ([5, 5], 4, [0, 2, 2, 2, 2]),  # weights are read once for few rows
+    ],
+)
+def test_row_groups(lengths, groups, bounds):
+    assert _C.row_groups(rows_of(lengths), 0, max(lengths), groups) == bounds
+
+
+def test_row_groups_of_some_steps():
+    """Of the last ten steps nine sequences are left."""
+    offsets = rows_of([100] * 9 + [90] * 50)
+    assert _C.row_groups(offsets, 90, 100, 2) == [0, 5, 9]
+
+
+@pytest.mark.parametrize(
+    "lengths, of_all, of_chunk",
+    [
+        ([50] * 32, 50, 50),
+        (list(range(3, 99, 3)), 96, 75),  # as many rows for each, and few at the end
+        ([1000] + [10] * 31, 10, 10),  # the long one alone keeps one thread busy
+        ([50] * 4, 0, 0),
+    ],
+)
+def test_grouped_steps(lengths, of_all, of_chunk):
+    offsets = rows_of(lengths)
+    assert _C.grouped_steps(offsets, 2, of_all=True) == of_all
+    assert _C.grouped_steps(offsets, 2, of_all=False) == of_chunk
+
+
 def test_slow_pairs():
     """Where a pair's product is slow, it pays for few products, or for few rows with weights that do not
     stay in a core's cache."""

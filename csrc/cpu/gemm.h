@@ -88,45 +88,34 @@ inline GemmGrid gemm_grid(int64_t tiles, int64_t panels, int count) {
   return best;
 }
 
-// A thread's rows: so many from `begin` on, or what it is dealt of steps' rows.
+// A thread's rows: so many from `begin` on, or those of its groups in each of some steps.
 struct GemmPart {
   int64_t begin, rows;
-  const int64_t* offsets = nullptr;
+  const int64_t *offsets = nullptr, *c_rows = nullptr;
   int64_t steps = 0;
+  RowGroups groups = {};
   int index = 0, count = 1;
 };
 
-// Calls f(i, n) for each tile of n rows from i on, counted from the first row.
+// Calls f(i, to, n) for each tile of n rows: a's from the i-th on, to c's.
 template <class F>
 SEQKERN_INLINE void for_row_tiles(const GemmPart& part, F&& f) {
-  const auto whole_tiles = [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i += kGemmRows) {
-      f(i, end - i < kGemmRows ? end - i : int64_t(kGemmRows));
+  if (!part.groups) {
+    for (int64_t i = 0; i < part.rows; i += kGemmRows) {
+      f(i, i, part.rows - i < kGemmRows ? part.rows - i : int64_t(kGemmRows));
     }
-  };
-  if (!part.offsets) {
-    whole_tiles(0, part.rows);
     return;
   }
-  const auto first = [&](int64_t t) { return part.offsets[t] - part.offsets[0]; };
-  const auto is_dealt = [&](int64_t t) { return splits_rows(first(t + 1) - first(t), part.count); };
-  for (int64_t t = 0, end; t < part.steps; t = end) {
-    end = t + 1;
-    if (is_dealt(t)) {
-      const Range mine = share(first(end) - first(t), part.index, part.count);
-      const int64_t rows = mine.end - mine.begin, tiles = ceil_div(rows, kGemmRows);
-      for (int64_t i = 0; i < tiles; ++i) {
-        const Range tile = share(rows, int(i), int(tiles));
-        f(first(t) + mine.begin + tile.begin, tile.end - tile.begin);
-      }
-      continue;
+  for (int64_t t = 0; t < part.steps; ++t) {
+    const int64_t first = part.offsets[t] - part.offsets[0];
+    const Range mine =
+        share(part.groups, part.offsets[t + 1] - part.offsets[t], part.index, part.count);
+    const int64_t rows = mine.end - mine.begin, tiles = ceil_div(rows, kGemmRows);
+    for (int64_t i = 0; i < tiles; ++i) {
+      const Range tile = share(rows, int(i), int(tiles));
+      const int64_t row = mine.begin + tile.begin;
+      f(first + row, part.c_rows[t] + row, tile.end - tile.begin);
     }
-    // Steps that split their units: all of them together.
-    while (end < part.steps && !is_dealt(end)) ++end;
-    const int64_t rows = first(end) - first(t);
-    const Range mine = share(ceil_div(rows, kGemmRows), part.index, part.count);
-    const int64_t last = mine.end * kGemmRows;
-    whole_tiles(first(t) + mine.begin * kGemmRows, first(t) + (last < rows ? last : rows));
   }
 }
 
@@ -150,7 +139,7 @@ void gemm_panels(const GemmArgs<T>& g, const GemmPart& part, Range panels, Range
   const GemmPanels<T> all(g.N);
   for (int64_t first = panels.begin; first < panels.end; first += group) {
     const int64_t last = panels.end - first < group ? panels.end : first + group;
-    for_row_tiles(part, [&](int64_t i, int64_t n) {
+    for_row_tiles(part, [&](int64_t i, int64_t to, int64_t n) {
       const GemmTile<T> whole = gemm_tile_for<T, Interleaved>(n, kGemmVectors);
       for (int64_t p = first; p < last; ++p) {
         const int64_t column = all.begin(p), columns = all.end(p) - column,
@@ -163,7 +152,7 @@ void gemm_panels(const GemmArgs<T>& g, const GemmPart& part, Range panels, Range
             operands(g.in_place ? g.b : g.packed) + column * column_step + terms.begin * width;
         for (int64_t k0 = 0; k0 < least; k0 += depth) {
           const int64_t k = K - k0 < depth ? K - k0 : depth;
-          tile(c + i * g.ldc + column, g.ldc, columns, a + i * row_step + k0 * term_step,
+          tile(c + to * g.ldc + column, g.ldc, columns, a + i * row_step + k0 * term_step,
                Interleaved ? kGemmRows : row_step, panel + k0 * width, width, k,
                g.add || terms.begin + k0 > 0);
         }
@@ -361,7 +350,7 @@ bool gemm_reads_rows(const GemmArgs<T>& g) {
 
 template <class T>
 bool gemm_deals(const GemmArgs<T>& g) {
-  return g.offsets && g.packed && !g.also && gemm_reads_rows(g);
+  return g.groups && g.packed && !g.also && gemm_reads_rows(g);
 }
 
 template <class T>
@@ -371,7 +360,8 @@ void gemm(const GemmArgs<T>& g, T* scratch, int index, int count) {
     all_panels += GemmPanels<T>(product->N).count;
   }
   if (gemm_deals(g)) {
-    gemm_slabs<T, false>(g, {0, g.M, g.offsets, g.steps, index, count}, 0, 1, operands(scratch));
+    gemm_slabs<T, false>(g, {0, g.M, g.offsets, g.c_rows, g.steps, g.groups, index, count}, 0, 1,
+                         operands(scratch));
     return;
   }
   const int64_t tiles = ceil_div(g.M, kGemmRows);

@@ -14,20 +14,17 @@
 #include <type_traits>
 
 #include "cells/cell.h"
+#include "cpu/parallel.h"
 
 namespace seqkern::cpu {
 
-class Barrier;
-
-// A thread's place in the team that works on one direction. The team splits either the hidden
-// units (one barrier a step) or the rows: of all steps alike (no barrier) or, ragged, of each step
-// anew.
+// A thread's place in the team that works on one direction. The team splits either the rows, in
+// groups for all steps of a chunk (no barrier), or the hidden units (one barrier a step).
 struct Worker {
   int index;
   int count;
-  bool split_rows;
-  bool ragged;
-  bool alternate;  // panels there and, in the next step, back
+  RowGroups groups;  // of rows, or none
+  bool alternate;    // panels there and, in the next step, back
   Barrier* barrier;
 };
 
@@ -54,8 +51,9 @@ template <typename T>
 struct ForwardArgs {
   Steps steps;
   int64_t H, K;
-  const Arithmetic<T>* x;  // chunk [rows, G*H], row stride ldx: W_ih x, no bias
+  const Arithmetic<T>* x;  // row stride ldx: W_ih x [rows, G*H], no bias
   int64_t ldx;
+  const int64_t* x_rows;  // where each step's begin in x, of a chunk in groups; null: as elsewhere
   // [B, G*H] or null: W_hh h_{t-1}, ready made, for a chunk of one step
   const Arithmetic<T>* product;
   // [G + 1, H]: what is added to x; last row: inside the last gate's product
@@ -139,11 +137,13 @@ struct GemmArgs {
   int64_t ldc;
   bool add;
   int64_t k_block;
-  // The rows of a, M in all, of each of so many time steps: [offsets[t], offsets[t + 1]) from the
-  // first one's on. Where gemm_deals says so, a thread makes those that are its in a step that
-  // splits its rows. Or null: any.
+  // The rows of a, M in all, of each of so many time steps, [offsets[t], offsets[t + 1]) from the
+  // first one's on, where they begin in c, and their groups. Where gemm_deals says so, a thread
+  // makes its groups' rows. Else there are no groups, and c's rows are a's.
   const int64_t* offsets = nullptr;
+  const int64_t* c_rows = nullptr;
   int64_t steps = 0;
+  RowGroups groups = {};
   bool in_place = false;           // gemm_in_place says that b may stay as it is for any a
   const GemmArgs* also = nullptr;  // another product of the same a, which is packed once for both
 };

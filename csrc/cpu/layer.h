@@ -11,6 +11,7 @@ namespace seqkern::cpu::SEQKERN_CAPABILITY {
 
 // Step t as seen by a direction. "before" and "after" are in the direction's own order of time.
 struct Step {
+  int64_t t;
   int64_t row;     // first row
   int64_t rows;    // active rows
   int64_t before;  // first row of the step before, and how many rows continue from it
@@ -26,7 +27,8 @@ SEQKERN_INLINE Step step_at(const Steps& s, int64_t t) {
     return valid(u) ? (rows(u) < rows(t) ? rows(u) : rows(t)) : 0;
   };
   const int64_t before = s.reverse ? t + 1 : t - 1, after = s.reverse ? t - 1 : t + 1;
-  return {s.offsets[t],
+  return {t,
+          s.offsets[t],
           rows(t),
           valid(before) ? s.offsets[before] : 0,
           shared(before),
@@ -121,23 +123,24 @@ struct Part {
   SEQKERN_INLINE void begin(int64_t i) { back = worker.alternate && i % 2 != 0; }
 
   // Calls f(p, next, rows) for what this thread does of a step's rows with n panels, and the panel
-  // that follows, maybe in the next step. Split rows: each panel for the thread's share of the
-  // rows. Split units, which steps of few rows are in any case where there is a barrier: whole
-  // panels, and some rows of those that are shared.
+  // that follows, maybe in the next step. Split rows: each panel for the rows of the thread's
+  // groups. Split units: whole panels, and some rows of those that are shared.
   template <class F>
   SEQKERN_INLINE void deal(int64_t n, int64_t rows, F&& f) const {
     const int index = worker.index, count = worker.count;
-    const bool by_rows = worker.split_rows && (!worker.ragged || splits_rows(rows, count));
+    const bool by_rows = bool(worker.groups);
     const int64_t left = by_rows ? 0 : panels_shared_by_rows(n, rows, count), whole = n - left;
     const Range mine = by_rows ? Range{0, n} : share(whole, index, count),
-                items = share(left * rows, index, count);
+                items = share(left * rows, index, count),
+                mine_of_rows = by_rows ? share(worker.groups, rows, index, count) : Range{0, rows};
+    if (mine_of_rows.begin == mine_of_rows.end) return;
     const int64_t panels = mine.end - mine.begin;
     const auto panel = [&](int64_t j) { return back ? mine.end - 1 - j : mine.begin + j; };
     for (int64_t j = 0, item = items.begin; j < panels || item < items.end; ++j) {
       if (j < panels) {
         // An alternating worker reads its last panel again.
         const int64_t next = j + 1 < panels ? j + 1 : worker.alternate ? j : 0;
-        f(panel(j), panel(next), by_rows ? share(rows, index, count) : Range{0, rows});
+        f(panel(j), panel(next), mine_of_rows);
       } else {
         const int64_t skipped = item / rows;
         const Range some =
@@ -148,7 +151,7 @@ struct Part {
     }
   }
   SEQKERN_INLINE void wait() const {
-    if (!worker.split_rows || worker.ragged) worker.barrier->wait(worker.index, worker.count);
+    if (!worker.groups) worker.barrier->wait(worker.index, worker.count);
   }
 };
 
@@ -220,7 +223,7 @@ struct EarlyProducts {
  private:
   SEQKERN_INLINE bool suits(int64_t rows) const {
     const int64_t width = (mine.end - mine.begin) * kWidth;
-    return !worker.split_rows && worker.count > 1 && rows <= max_rows(Vectors) && width > 0 &&
+    return !worker.groups && worker.count > 1 && rows <= max_rows(Vectors) && width > 0 &&
            width * rows <= kMost && width * units * Segments * int64_t(sizeof(T)) <= kMostBytes &&
            panels_shared_by_rows(count, rows, worker.count) == 0;
   }
@@ -265,7 +268,8 @@ void forward_epilogue_of(const ForwardArgs<T>& a, const Step& s, int64_t p, int6
   constexpr int G = C::kGates, S = C::kSaved;
   // What is added to an h that was rounded at every step gets lost where the gates are slow.
   constexpr bool kRunningH = C::kCarriesGradH && !std::is_same_v<T, A>;
-  const int64_t H = a.H, chunk_row = s.row - a.steps.offsets[a.steps.begin];
+  const int64_t H = a.H, chunk_row = s.row - a.steps.offsets[a.steps.begin],
+                x_row = a.x_rows ? a.x_rows[s.t - a.steps.begin] : chunk_row;
   for_unit_vectors<A, unit_vectors(G)>(p, H, [&](int64_t unit, int64_t u, auto lanes) {
     V bias[G + 1], saved[AtOnce][S > 0 ? S : 1];
     for (int g = 0; g <= G; ++g) bias[g] = lanes.get(a.bias + g * H + unit);
@@ -274,7 +278,7 @@ void forward_epilogue_of(const ForwardArgs<T>& a, const Step& s, int64_t p, int6
       for (int64_t i = begin; i < end; ++i) {
         V x[G], q[G];
         for (int g = 0; g < G; ++g) {
-          x[g] = lanes.get(a.x + (chunk_row + first + i) * a.ldx + g * H + unit) + bias[g];
+          x[g] = lanes.get(a.x + (x_row + first + i) * a.ldx + g * H + unit) + bias[g];
           q[g] = lanes.get(recurrent.at(i, u, g));
         }
         if constexpr (C::kRecurrentBias) q[G - 1] += bias[G];

@@ -56,11 +56,18 @@ void parallel(int threads, F&& body) {
   return left * rows + 3 * count <= count * rows ? left : 0;
 }
 
-// Rows of a step that are a thread's at least where rows are split: fewer do not fill a tile.
-inline constexpr int64_t kLeastRows = 4;
-[[gnu::always_inline]] inline bool splits_rows(int64_t rows, int64_t count) {
-  return rows >= kLeastRows * count;
-}
+// Whole sequences in groups, each a thread's for consecutive time steps: group g has those of a
+// step's rows that lie in [bounds[g], bounds[g + 1]). Fewer threads than groups take several each.
+struct RowGroups {
+  const int64_t* bounds = nullptr;  // [count + 1], from 0 to the first step's rows; null: no groups
+  int64_t count = 0;
+
+  explicit operator bool() const { return bounds != nullptr; }
+  [[gnu::always_inline]] int64_t begin(int64_t index, int64_t threads, int64_t rows) const {
+    const int64_t bound = bounds[count * index / threads];
+    return bound < rows ? bound : rows;
+  }
+};
 
 // Whether this process was forked from one that had loaded seqkern.
 bool forked();

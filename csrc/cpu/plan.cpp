@@ -36,6 +36,12 @@ constexpr int64_t kProductFlops = 1 << 20;
 // What a chunk's activations may take so that they are still in cache when its steps read them.
 constexpr int64_t kChunkBytes = 1 << 20;
 
+// Rows of a step that are a thread's at least where rows are split: fewer do not fill a tile.
+constexpr int64_t kLeastRows = 4;
+
+// Reading the weights takes as long as multiplying so many rows, and so does a barrier.
+constexpr int64_t kPanelRows = 4, kBarrierRows = 1;
+
 // By how much the busiest of m threads exceeds the mean when n things are dealt to them.
 double imbalance(int64_t n, int64_t m) { return double((n + m - 1) / m * m) / double(n); }
 
@@ -61,7 +67,7 @@ Plan make_plan(const Problem& p, int available_threads) {
                rows_over_units = imbalance(p.B, useful) / units_imbalance;
   const bool few_weights = weight_bytes <= rows_bytes(p.cache_bytes);
   plan.split_rows =
-      useful > 1 && splits_rows(p.B, useful) && rows_over_units < (few_weights ? 1.2 : 1 / 1.2);
+      useful > 1 && p.B >= kLeastRows * useful && rows_over_units < (few_weights ? 1.2 : 1 / 1.2);
   const int64_t each = plan.split_rows ? useful : by_units;
   plan.teams = int(teams);
   plan.threads = int(each * teams);
@@ -96,22 +102,95 @@ bool slow_pairs_pay(int64_t B, int64_t R, int64_t weights) {
   return R <= kFewProducts || (B <= kFewRows && weights * int64_t(sizeof(float)) > kLargeCache);
 }
 
-std::vector<int64_t> chunk_steps(const std::vector<int64_t>& offsets, int64_t chunk_rows) {
-  const int64_t T = int64_t(offsets.size()) - 1, R = offsets.back();
-  // Closes a chunk before a step that would make it too large, or, given a number of chunks, that
-  // lies nearer to the next one of so many equal ones.
-  const auto close = [&](int64_t chunks) {
-    std::vector<int64_t> bounds{0};
-    for (int64_t t = 1; t < T; ++t) {
-      const int64_t k = int64_t(bounds.size());
+std::vector<int64_t> chunk_steps(const std::vector<int64_t>& offsets, int64_t chunk_rows,
+                                 int64_t bound) {
+  const int64_t T = int64_t(offsets.size()) - 1;
+  std::vector<int64_t> bounds{0};
+  // Closes chunks of the steps [from, to) before a step that would make one too large, or, given a
+  // number of chunks, that lies nearer to the next one of so many equal ones.
+  const auto close = [&](int64_t from, int64_t to, int64_t chunks) {
+    const int64_t rows = offsets[to] - offsets[from];
+    int64_t count = 1;
+    for (int64_t t = from + 1; t < to; ++t) {
+      const int64_t twice_middle = offsets[t] + offsets[t + 1] - 2 * offsets[from];
       const bool full = offsets[t + 1] - offsets[bounds.back()] > chunk_rows,
-                 even = k < chunks && chunks * (offsets[t] + offsets[t + 1]) > 2 * k * R;
-      if (full || even) bounds.push_back(t);
+                 even = count < chunks && chunks * twice_middle > 2 * count * rows;
+      if (!full && !even) continue;
+      bounds.push_back(t);
+      ++count;
     }
-    bounds.push_back(T);
+    return count;
+  };
+  const auto close_evenly = [&](int64_t from, int64_t to) {
+    const size_t before = bounds.size();
+    const int64_t chunks = close(from, to, 0);
+    bounds.resize(before);
+    close(from, to, chunks);
+    bounds.push_back(to);
+  };
+  if (bound > 0) close_evenly(0, bound);
+  if (bound < T || T == 0) close_evenly(bound, T);
+  return bounds;
+}
+
+GroupBounds row_groups(const std::vector<int64_t>& offsets, int64_t begin, int64_t end,
+                       int64_t groups) {
+  // Sequences that take part in as many of the steps, longest first.
+  struct Alike {
+    int64_t rows, steps;
+  };
+  std::vector<Alike> all;
+  for (int64_t t = end - 1, longer = 0; t >= begin; --t) {
+    const int64_t rows = offsets[t + 1] - offsets[t];
+    if (rows > longer) all.push_back({rows - longer, t + 1 - begin});
+    longer = rows;
+  }
+  if (all.empty()) return {std::vector<int64_t>(groups + 1, 0), 0};
+  // Fills one group after the other, none above `most`. The first few rows take the time of the
+  // longest one's panels.
+  const auto fill = [&](int64_t most) {
+    std::vector<int64_t> bounds{0};
+    int64_t row = 0, load = 0;
+    for (const Alike& a : all) {
+      for (int64_t left = a.rows; left > 0;) {
+        if (row == bounds.back()) load = kPanelRows * a.steps;
+        const int64_t within = std::max<int64_t>(bounds.back() + kPanelRows - row, 0),
+                      taken = std::min(left, within + (most - load) / a.steps);
+        row += taken, left -= taken, load += std::max<int64_t>(taken - within, 0) * a.steps;
+        if (left > 0) bounds.push_back(row);
+      }
+    }
+    bounds.push_back(row);
     return bounds;
   };
-  return close(int64_t(close(0).size()) - 1);
+  int64_t low = kPanelRows * all.front().steps, high = low;
+  for (const Alike& a : all) high += a.rows * a.steps;
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    if (int64_t(fill(middle).size()) - 1 <= groups) {
+      high = middle;
+    } else {
+      low = middle + 1;
+    }
+  }
+  std::vector<int64_t> bounds = fill(low);
+  bounds.resize(groups + 1, bounds.back());
+  return {bounds, low};
+}
+
+int64_t grouped_steps(const std::vector<int64_t>& offsets, int64_t groups, bool of_all) {
+  const int64_t T = int64_t(offsets.size()) - 1;
+  int64_t enough = 0;
+  while (enough < T && offsets[enough + 1] - offsets[enough] >= kLeastRows * groups) ++enough;
+  if (enough == 0 || enough == T || !of_all) return enough;
+  // The rest split by units, with a barrier a step.
+  int64_t rest = 0;
+  for (int64_t t = enough; t < T; ++t) {
+    rest += std::max(offsets[t + 1] - offsets[t], kPanelRows) / groups + kBarrierRows;
+  }
+  return row_groups(offsets, 0, enough, groups).rows + rest < row_groups(offsets, 0, T, groups).rows
+             ? enough
+             : T;
 }
 
 }  // namespace seqkern::cpu

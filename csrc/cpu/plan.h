@@ -43,7 +43,24 @@ Plan make_plan(const Problem& problem, int available_threads);
 bool slow_pairs_pay(int64_t B, int64_t R, int64_t weights);
 
 // The boundaries 0 = t_0 < t_1 < ... < T of chunks with at most chunk_rows rows each, or one step.
-// They are nearly equal: two directions take them in opposite order at the same time.
-std::vector<int64_t> chunk_steps(const std::vector<int64_t>& offsets, int64_t chunk_rows);
+// They are nearly equal: two directions take them in opposite order at the same time. With `bound`,
+// which is one of them, those before it are so, and those after it.
+std::vector<int64_t> chunk_steps(const std::vector<int64_t>& offsets, int64_t chunk_rows,
+                                 int64_t bound = 0);
+
+// RowGroups for some consecutive steps.
+struct GroupBounds {
+  std::vector<int64_t> bounds;
+  int64_t rows;  // of all steps, in the group that takes longest
+};
+
+// Each group has as much work as the others, and so few sequences if they are long.
+GroupBounds row_groups(const std::vector<int64_t>& offsets, int64_t begin, int64_t end,
+                       int64_t groups);
+
+// How many of the steps are to be split by rows, from the first one on; the rest has few rows.
+// Groups of all these steps can make up for steps that some have no part in, those of a chunk can
+// not.
+int64_t grouped_steps(const std::vector<int64_t>& offsets, int64_t groups, bool of_all);
 
 }  // namespace seqkern::cpu

@@ -5,6 +5,7 @@
 // ends up with all gates of the same units; for plain products they are adjacent columns.
 #pragma once
 
+#include "cpu/parallel.h"
 #include "cpu/vec.h"
 
 namespace seqkern::cpu::SEQKERN_CAPABILITY {
@@ -154,6 +155,9 @@ struct Range {
 
 SEQKERN_INLINE Range share(int64_t n, int index, int count) {
   return {n * index / count, n * (index + 1) / count};
+}
+SEQKERN_INLINE Range share(const RowGroups& groups, int64_t rows, int index, int count) {
+  return {groups.begin(index, count, rows), groups.begin(index + 1, count, rows)};
 }
 
 SEQKERN_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -70,7 +70,8 @@ BackwardResult backward(const cpu::LayerKernels<T>& table, const Layer& s,
   const int64_t rotation = info.grad_rotation * H, head = G * H - rotation;
   // Plain panels hold as many units as those of a cell with one gate.
   const int panel_units = table.panel_units[static_cast<int>(Cell::RnnTanh)];
-  Run<T> run(table, s, in.input.options(), info.grad_gates, panel_units, kBackwardChunkRows);
+  Run<T> run(table, s, in.input.options(), info.grad_gates, panel_units, kBackwardChunkRows,
+             Groups::kOfChunk);
   const bool recompute = S > 0 && in.gates.dim() == 1;
   // Where each gate is a function of one sum, both products go into the gates' own place.
   const bool in_place = S == G && !info.recurrent_bias && std::is_same_v<T, A>;
@@ -217,7 +218,7 @@ BackwardResult backward(const cpu::LayerKernels<T>& table, const Layer& s,
   };
 
   run.execute([&](const Team<T>& team) {
-    run.directions(team, [&](int64_t d, const cpu::Worker& worker) {
+    run.directions(team, nullptr, [&](int64_t d, const cpu::Worker& worker) {
       const PerDirection& dir = dirs[d];
       if (dir.packed_hh) {
         table.pack_rows(dir.w_hh, K, G * H, rotation, K, dir.packed_hh, worker.index, worker.count);
@@ -306,7 +307,7 @@ BackwardResult backward(const cpu::LayerKernels<T>& table, const Layer& s,
             .step_grad_c = data<A>(step_grad_c, d * s.R * H),
         };
       }
-      run.directions(team, [&](int64_t d, const cpu::Worker& worker) {
+      run.directions(team, chunk, [&](int64_t d, const cpu::Worker& worker) {
         if (recompute) {
           table.activate[cell](remade[d], worker);
           worker.barrier->wait(worker.index, worker.count);

@@ -17,8 +17,12 @@ ForwardResult forward(const cpu::LayerKernels<T>& table, const Layer& s, const T
   const bool save_gates = save == Save::Gates;
   const int cell = static_cast<int>(s.cell);
   const int64_t H = s.H, K = s.K, G = s.info.gates, S = s.info.saved;
+  // Gates in the arithmetic's type are computed where they are saved, input product included. Those
+  // that the kernels save in another one need a place of their own.
+  constexpr bool same = std::is_same_v<T, A>;
+  const bool in_place = save_gates && S >= G && same && input.scalar_type() == kTypeOf<T>;
   Run<T> run(table, s, input.options(), static_cast<int>(G), table.panel_units[cell],
-             kForwardChunkRows);
+             kForwardChunkRows, in_place ? Groups::kOfAll : Groups::kOfAllSpaced);
 
   const Matrix<const T> x{run.template read<T>(input), s.R, s.I, s.I};
   const T* const h0 = run.template read<T>(h_0);
@@ -39,10 +43,6 @@ ForwardResult forward(const cpu::LayerKernels<T>& table, const Layer& s, const T
   }
   if (save_gates) gates = empty_cpu({s.D, s.R, S * H}, run.storage);
 
-  // Gates in the arithmetic's type are computed where they are saved, input product included. Those
-  // that the kernels save in another one need a place of their own.
-  constexpr bool same = std::is_same_v<T, A>;
-  const bool in_place = save_gates && S >= G && same && !run.converts();
   const int64_t width = save_gates && same ? std::max(G, S) * H : G * H;
   const int64_t most = run.chunks.max_rows();
   struct PerDirection {
@@ -90,7 +90,7 @@ ForwardResult forward(const cpu::LayerKernels<T>& table, const Layer& s, const T
 
   run.execute([&](const Team<T>& team) {
     // Units are dealt to threads as the steps will read them.
-    run.directions(team, [&](int64_t d, const cpu::Worker& worker) {
+    run.directions(team, nullptr, [&](int64_t d, const cpu::Worker& worker) {
       const PerDirection& dir = dirs[d];
       if (dir.packed_hh) {
         table.pack_gates(dir.w_hh, K, G, H, K, dir.packed_hh, worker.index, worker.count);
@@ -104,20 +104,34 @@ ForwardResult forward(const cpu::LayerKernels<T>& table, const Layer& s, const T
       if (dir.product) team.pack(dir.from_h);
     }
     team.wait();
+    bool apart = false;
     for (int64_t i = 0; i < run.chunks.size(); ++i) {
+      Chunk chunks[2];
+      struct FromX {
+        typename Team<T>::Product product;
+        Matrix<const T> rows;
+        StepRows steps;
+        bool dealt;
+      } from_x[2];
+      // Whether each thread's steps read what it made itself, so that nobody waits for another.
+      const bool was_apart = std::exchange(apart, s.T > 1);
+      for (int64_t d = 0; d < s.D; ++d) {
+        const Chunk chunk = chunks[d] = run.chunks.at(i, d == 1);
+        FromX& f = from_x[d];
+        f = {{{base(d, chunk), chunk.rows, G * H, width}, &dirs[d].from_x},
+             x.from_row(chunk.row, chunk.rows),
+             run.step_rows(chunk)};
+        f.dealt = team.deals(f.product, f.rows, f.steps);
+        apart = apart && f.dealt;
+      }
+      // The products go where the chunk before had its own.
+      if (i > 0 && !(apart && was_apart)) team.wait();
       cpu::ForwardArgs<T> args[2];
-      // Whether each thread's steps read what it multiplied itself, in this chunk as in all others,
-      // so that nobody waits for another. (Ragged ones may split their units.)
-      bool apart = s.T > 1 && !s.ragged;
       for (int64_t d = 0; d < s.D; ++d) {
         PerDirection& dir = dirs[d];
-        const auto chunk = run.chunks.at(i, d == 1);
-        A* const first = base(d, chunk);
-        const Matrix<const T> rows = x.from_row(chunk.row, chunk.rows);
-        const typename Team<T>::Product product{{first, chunk.rows, G * H, width}, &dir.from_x};
-        const StepRows steps = run.step_rows(chunk);
-        team.multiply(rows, {product}, steps);
-        apart = apart && team.deals(product, rows, steps);
+        const Chunk& chunk = chunks[d];
+        const FromX& f = from_x[d];
+        team.multiply(f.rows, {f.product}, f.steps);
         if (dir.product) {
           team.multiply({dir.product, s.B, G * H, G * H}, {h0 + d * s.B * K, s.B, K, K},
                         dir.from_h);
@@ -126,8 +140,9 @@ ForwardResult forward(const cpu::LayerKernels<T>& table, const Layer& s, const T
             .steps = run.steps(chunk, d),
             .H = H,
             .K = K,
-            .x = first,
+            .x = f.product.c.data,
             .ldx = width,
+            .x_rows = f.dealt ? f.steps.to : nullptr,
             .product = dir.product,
             .bias = dir.bias,
             .w_hh = plain ? dir.w_hh : dir.packed_hh,
@@ -144,17 +159,16 @@ ForwardResult forward(const cpu::LayerKernels<T>& table, const Layer& s, const T
         };
       }
       if (!apart) team.wait();
-      run.directions(team, [&](int64_t d, const cpu::Worker& worker) {
+      run.directions(team, chunks, [&](int64_t d, const cpu::Worker& worker) {
         table.forward[cell](args[d], worker);
       });
       if (save_gates && S > 0 && run.converts()) {
         for (int64_t d = 0; d < s.D; ++d) {
-          const auto chunk = run.chunks.at(i, d == 1);
-          gates[d].narrow(0, chunk.row, chunk.rows).copy_(dirs[d].scratch.narrow(0, 0, chunk.rows));
+          gates[d]
+              .narrow(0, chunks[d].row, chunks[d].rows)
+              .copy_(dirs[d].scratch.narrow(0, 0, chunks[d].rows));
         }
       }
-      // Without it the next product would be made where others still read this one's.
-      if (i + 1 < run.chunks.size() && !apart) team.wait();
     }
   });
 

@@ -75,7 +75,7 @@ struct Run {
   ForkGuard guard;
 
   Run(const cpu::LayerKernels<T>& table, const Layer& layer, const at::TensorOptions& options,
-      int width, int panel_units, int64_t min_chunk_rows)
+      int width, int panel_units, int64_t min_chunk_rows, Groups groups)
       : s(layer),
         kernels(table),
         storage(options),
@@ -90,7 +90,8 @@ struct Run {
                              .min_chunk_rows = min_chunk_rows,
                              .cache_bytes = cpu::cache_bytes()},
                             at::get_num_threads())),
-        chunks(s, plan.chunk_rows) {}
+        chunks(s, plan.chunk_rows, plan.split_rows ? plan.threads / plan.teams : 0,
+               plan.teams > 1 || converts() ? Groups::kOfChunk : groups) {}
 
   bool converts() const { return c10::typeMetaToScalarType(storage.dtype()) != kTypeOf<T>; }
 
@@ -136,18 +137,19 @@ struct Run {
 
   // For the products that all threads make of a chunk's rows, where they make its steps too.
   StepRows step_rows(const Chunk& c) const {
-    if (!plan.split_rows || plan.teams > 1) return {};
-    return {s.offsets.data() + c.begin, c.end - c.begin};
+    if (plan.teams > 1) return {};
+    return {&s.offsets[c.begin], chunks.first_rows(c), c.end - c.begin, chunks.groups(c)};
   }
 
-  // work(direction, worker) by every thread of each direction's team.
+  // work(direction, worker) by every thread of each direction's team, in a chunk of its own.
   template <typename F>
-  void directions(const Team<T>& team, F&& work) {
+  void directions(const Team<T>& team, const Chunk* chunk, F&& work) {
     // Without a region for the pass each call has one, of a number of threads of its own.
     cpu::Barrier own[2];
     cpu::Barrier* const barriers = team.in_region() ? barriers_ : own;
     const auto worker = [&](int index, int count, int64_t d) {
-      return cpu::Worker{index, count, plan.split_rows, s.ragged, plan.alternate, &barriers[d]};
+      const cpu::RowGroups groups = chunk ? chunks.groups(chunk[d]) : cpu::RowGroups{};
+      return cpu::Worker{index, count, groups, plan.alternate, &barriers[d]};
     };
     team.all(plan.threads, [&](int index, int count) {
       count = std::min(count, plan.threads);

@@ -43,7 +43,9 @@ struct Factor {
 // The time steps whose rows a left factor has, where they split these; else none.
 struct StepRows {
   const int64_t* offsets = nullptr;  // [count + 1]
+  const int64_t* to = nullptr;       // where each step's begin in the product
   int64_t count = 0;
+  cpu::RowGroups groups = {};
 };
 
 // Work goes in phases, which wait() parts. A team in a region is one of its threads, and each calls
@@ -102,8 +104,7 @@ class Team {
     if (c.rows > 0 && c.columns > 0) multiply(a, {{c, &b, add}}, steps);
   }
 
-  // Whether, in a product, each thread makes just the rows that are its in those of the steps that
-  // split their rows.
+  // Whether, in a product, each thread makes just the rows of its groups.
   bool deals(const Product& product, Matrix<const T> a, const StepRows& steps) const {
     return barrier_ && kernels_.gemm_deals(arguments(product, a, steps));
   }
@@ -167,8 +168,10 @@ class Team {
             .ldc = product.c.row_stride,
             .add = product.add,
             .k_block = product.terms,
-            .offsets = barrier_ ? steps.offsets : nullptr,
+            .offsets = steps.offsets,
+            .c_rows = steps.to,
             .steps = steps.count,
+            .groups = barrier_ ? steps.groups : cpu::RowGroups{},
             .in_place = factor.in_place};
   }
 

@@ -62,7 +62,7 @@ enum class Right { kFewRows, kPacked, kInPlace };
 
 struct Case {
   int64_t M, K, count;
-  std::vector<int64_t> offsets;  // of steps' rows, or none
+  std::vector<int64_t> offsets, c_rows, bounds;  // of steps' rows and their groups, or none
   bool a_transposed;
   struct Product {
     int64_t N, k_block;
@@ -106,7 +106,7 @@ bool check(const LayerKernels<T>& kernels, Case s) {
   operands.reserve(s.products.size());
   for (Case::Product& p : s.products) {
     const Matrix<T> b(s.K, p.N, p.b_transposed, any_gap());
-    const Matrix<A> c(s.M, p.N, false, any_gap());
+    const Matrix<A> c(s.c_rows.empty() ? s.M : s.c_rows.back(), p.N, false, any_gap());
     if (p.right == Right::kInPlace && !kernels.gemm_in_place(b.row, b.column, s.K, p.N)) {
       p.right = Right::kPacked;
     }
@@ -117,7 +117,7 @@ bool check(const LayerKernels<T>& kernels, Case s) {
     const int64_t size = packs ? std::max<int64_t>(kernels.gemm_packed_size(s.K, p.N), 1) : 0;
     o.packed.assign(size, not_a_number<T>());
     // A product that reads what it should not, or leaves anything unwritten, shows a NaN.
-    for (int64_t i = 0; i < s.M && !p.add; ++i) {
+    for (size_t i = 0; i * c.row < c.data.size() && !p.add; ++i) {
       for (int64_t j = 0; j < p.N; ++j) o.c.data[i * c.row + j] = not_a_number<A>();
     }
     for (int i = 0; i < s.count && packs; ++i) {
@@ -138,31 +138,46 @@ bool check(const LayerKernels<T>& kernels, Case s) {
                     .ldc = c.row,
                     .add = p.add,
                     .k_block = p.k_block,
-                    .offsets = s.offsets.empty() ? nullptr : s.offsets.data(),
+                    .offsets = s.offsets.data(),
+                    .c_rows = s.c_rows.data(),
                     .steps = s.offsets.empty() ? 0 : int64_t(s.offsets.size()) - 1,
+                    .groups = s.bounds.empty()
+                                  ? RowGroups{}
+                                  : RowGroups{s.bounds.data(), int64_t(s.bounds.size()) - 1},
                     .in_place = p.right == Right::kInPlace,
                     .also = also});
   }
   const bool deals = kernels.gemm_deals(args.back());
+  // Calls f(i, its row in c, the thread that makes it or -1) for each row of a.
+  const auto for_rows = [&](auto f) {
+    if (!deals) {
+      for (int64_t i = 0; i < s.M; ++i) f(i, i, -1);
+      return;
+    }
+    const int64_t groups = int64_t(s.bounds.size()) - 1;
+    for (size_t t = 0; t + 1 < s.offsets.size(); ++t) {
+      const int64_t first = s.offsets[t] - s.offsets[0], rows = s.offsets[t + 1] - s.offsets[t];
+      for (int64_t r = 0, thread = 0; r < rows; ++r) {
+        while (r >= s.bounds[groups * (thread + 1) / s.count]) ++thread;
+        f(first + r, s.c_rows[t] + r, thread);
+      }
+    }
+  };
   for (int i = 0; i < s.count; ++i) {
     std::vector<T> scratch(kernels.gemm_scratch_size(), not_a_number<T>());
     const Matrix<A> others = operands.back().c;
     kernels.gemm(args.back(), scratch.data(), i, s.count);
-    for (size_t t = 0; deals && t + 1 < s.offsets.size(); ++t) {
-      const int64_t first = s.offsets[t] - s.offsets[0], rows = s.offsets[t + 1] - s.offsets[t];
-      // Those of smaller steps may be anybody's.
-      if (!splits_rows(rows, s.count)) continue;
-      for (int64_t r = 0; r < rows; ++r) {
-        const bool own = rows * i / s.count <= r && r < rows * (i + 1) / s.count;
-        const int64_t at = (first + r) * others.row;
-        const size_t bytes = s.products.back().N * sizeof(A);
-        if (!own && std::memcmp(&others.data[at], &operands.back().c.data[at], bytes) != 0) {
-          std::printf("M %ld, step of %ld, threads %ld: thread %d wrote row %ld\n", long(s.M),
-                      long(rows), long(s.count), i, long(first + r));
-          return false;
-        }
-      }
-    }
+    bool alone = true;
+    for_rows([&](int64_t row, int64_t to, int64_t thread) {
+      const int64_t at = to * others.row;
+      const size_t bytes = s.products.back().N * sizeof(A);
+      if (thread < 0 || thread == i) return;
+      if (std::memcmp(&others.data[at], &operands.back().c.data[at], bytes) == 0) return;
+      alone = false;
+      std::printf("M %ld, threads %ld: thread %d wrote row %ld\n", long(s.M), long(s.count), i,
+                  long(row));
+    });
+    if (!alone) return false;
   }
   for (size_t n = 0; n < s.products.size(); ++n) {
     const Case::Product& p = s.products[n];
@@ -176,22 +191,24 @@ bool check(const LayerKernels<T>& kernels, Case s) {
           p.add ? ", add" : "", int(p.right), n + 1, s.products.size(), long(i), long(j), what);
       return false;
     };
-    for (int64_t i = 0; i < s.M; ++i) {
-      for (int64_t j = 0; j < p.N; ++j) {
-        double exact = p.add ? double(before.data[i * c.row + j]) : 0, size = std::fabs(exact);
+    bool right = true;
+    for_rows([&](int64_t i, int64_t to, int64_t) {
+      for (int64_t j = 0; right && j < p.N; ++j) {
+        double exact = p.add ? double(before.data[to * c.row + j]) : 0, size = std::fabs(exact);
         for (int64_t k = 0; k < s.K; ++k) {
           const double term =
               exactly(a.data[i * a.row + k * a.column]) * exactly(b.data[k * b.row + j * b.column]);
           exact += term;
           size += std::fabs(term);
         }
-        const double error = std::fabs(double(c.data[i * c.row + j]) - exact);
+        const double error = std::fabs(double(c.data[to * c.row + j]) - exact);
         // The bound for a sum of K terms in any order.
         if (!(error <= (s.K + 2) * double(std::numeric_limits<A>::epsilon()) * size)) {
-          return fail("is wrong", i, j);
+          right = fail("is wrong", i, j);
         }
       }
-    }
+    });
+    if (!right) return false;
     // Between the rows nothing may change.
     for (int64_t i = 0; i + 1 < s.M; ++i) {
       for (int64_t j = p.N; j < c.row; ++j) {
@@ -213,6 +230,8 @@ int main(int argc, char** argv) {
            .K = any_of({0, 1, 2, 7, 8, 9, 16, 33, 127, 129}),
            .count = any_of({1, 2, 3, 4}),
            .offsets = {},
+           .c_rows = {},
+           .bounds = {},
            .a_transposed = generator() % 2 == 0};
     // A few past the slab and the largest block of rows.
     if (i % 40 == 0) s.K = any_of({513, 1024, 1025});
@@ -225,6 +244,19 @@ int main(int argc, char** argv) {
         s.offsets.push_back(s.offsets.back() + (equal ? equal : any_of({1, 3, 8, 13, 20, 35})));
       }
       s.M = s.offsets.back() - s.offsets[0];
+      int64_t most = 0, to = any_of({0, 2});
+      for (size_t t = 0; t + 1 < s.offsets.size(); ++t) {
+        const int64_t rows = s.offsets[t + 1] - s.offsets[t];
+        s.c_rows.push_back(to);
+        to += rows + any_of({0, 5});
+        most = std::max(most, rows);
+      }
+      s.c_rows.push_back(to);
+      s.bounds.push_back(0);
+      for (int64_t group = any_of({0, 1, 2, 4}); group > 0; --group) {
+        s.bounds.push_back(std::min(most, s.bounds.back() + any_of({0, 1, 7, 12})));
+      }
+      s.bounds.push_back(most);
     }
     for (int64_t n = any_of({1, 2}); n > 0; --n) {
       Case::Product p{.N = any_of({1, 3, 8, 16, 17, 32, 47, 48, 49, 96, 100, 128}),

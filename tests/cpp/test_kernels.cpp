@@ -26,8 +26,9 @@ namespace {
 struct Shape {
   Cell cell;
   int64_t T, B, H, K;
-  bool projection, reverse, ragged, ready_product, plain_w_hh, split_rows, alternate;
-  int threads;
+  bool projection, reverse, ragged, ready_product, plain_w_hh, split_rows, of_all, spaced,
+      alternate;
+  int threads, groups;
   int64_t chunk_rows;
   std::vector<int64_t> offsets;
   int gates, saved, grad_gates, rotation;
@@ -89,7 +90,30 @@ Outputs run(const LayerKernels<T>& kernels, const Shape& s, const Inputs& in) {
     if (from_last) i = chunks - 1 - i;
     return Steps{s.offsets.data(), s.T, bounds[i], bounds[i + 1], s.reverse};
   };
+  // The groups of all steps or of each chunk, and where x has its rows.
+  std::vector<std::vector<int64_t>> groups;
+  std::vector<int64_t> x_rows;
+  int64_t x_size = 0;
+  for (int i = 0; i < chunks; ++i) {
+    const auto [first, last] =
+        s.of_all ? std::pair(int64_t(0), s.T) : std::pair(bounds[i], bounds[i + 1]);
+    groups.push_back(row_groups(s.offsets, first, last, s.groups).bounds);
+  }
+  for (int64_t t = 0; t < s.T; ++t) {
+    x_rows.push_back(x_size);
+    x_size += s.spaced ? B + 1 : s.offsets[t + 1] - s.offsets[t];
+  }
+  std::vector<T> spaced_x(x_size * G * H);
+  for (int64_t t = 0; t < s.T; ++t) {
+    std::copy(x.begin() + s.offsets[t] * G * H, x.begin() + s.offsets[t + 1] * G * H,
+              spaced_x.begin() + x_rows[t] * G * H);
+  }
   Barrier barrier;
+  const auto worker = [&](int i, bool from_last, int index, int count) {
+    if (from_last) i = chunks - 1 - i;
+    const RowGroups of_chunk{groups[i].data(), s.groups};
+    return Worker{index, count, s.split_rows ? of_chunk : RowGroups{}, s.alternate, &barrier};
+  };
   const auto pointer = [](auto& v) { return v.empty() ? nullptr : v.data(); };
   for (int i = 0; i < chunks; ++i) {
     const Steps st = steps(i, s.reverse);
@@ -97,8 +121,9 @@ Outputs run(const LayerKernels<T>& kernels, const Shape& s, const Inputs& in) {
     const ForwardArgs<T> args = {st,
                                  H,
                                  K,
-                                 x.data() + row * G * H,
+                                 s.spaced ? spaced_x.data() : x.data() + row * G * H,
                                  G * H,
+                                 s.spaced ? &x_rows[st.begin] : nullptr,
                                  pointer(product),
                                  bias.data(),
                                  s.plain_w_hh ? w_hh.data() : packed.data(),
@@ -119,7 +144,7 @@ Outputs run(const LayerKernels<T>& kernels, const Shape& s, const Inputs& in) {
           kernels.pack_gates(w_hr.data(), H, 1, K, H, packed_hr.data(), index, count);
         barrier.wait(index, count);
       }
-      kernels.forward[cell](args, {index, count, s.split_rows, s.ragged, s.alternate, &barrier});
+      kernels.forward[cell](args, worker(i, s.reverse, index, count));
     });
   }
 
@@ -164,7 +189,7 @@ Outputs run(const LayerKernels<T>& kernels, const Shape& s, const Inputs& in) {
         }
         barrier.wait(index, count);
       }
-      kernels.backward[cell](args, {index, count, s.split_rows, s.ragged, s.alternate, &barrier});
+      kernels.backward[cell](args, worker(i, !s.reverse, index, count));
     });
     std::copy(grad_gates.begin(), grad_gates.end(), all_grad_gates.begin() + row * width);
     std::copy(hidden_rows.begin(), hidden_rows.end(), all_hidden.begin() + row * H);
@@ -176,7 +201,7 @@ Outputs run(const LayerKernels<T>& kernels, const Shape& s, const Inputs& in) {
   std::vector<T> activated(s.saved ? R * s.saved * H : 0);
   parallel(s.threads, [&](int index, int count) {
     kernels.activate[cell]({H, R, x.data(), x.data(), bias.data(), pointer(activated)},
-                           {index, count, s.split_rows, s.ragged, s.alternate, &barrier});
+                           worker(0, false, index, count));
   });
   return {
       to_doubles(output),         to_doubles(c),          to_doubles(gates),  to_doubles(cells),
@@ -197,11 +222,12 @@ void compare(const char* name, const Shape& s, int bits, const Doubles& got, con
   ++failures;
   std::printf(
       "FAIL f%d %s: relative error %.3g (allowed %.3g); cell %d T %ld B %ld H %ld K %ld "
-      "projection %d reverse %d ragged %d product %d plain %d rows %d alternate %d threads %d "
-      "chunk %ld\n",
+      "projection %d reverse %d ragged %d product %d plain %d rows %d of_all %d spaced %d "
+      "alternate %d threads %d groups %d chunk %ld\n",
       bits, name, std::sqrt(difference / norm), allowed, static_cast<int>(s.cell), long(s.T),
       long(s.B), long(s.H), long(s.K), s.projection, s.reverse, s.ragged, s.ready_product,
-      s.plain_w_hh, s.split_rows, s.alternate, s.threads, long(s.chunk_rows));
+      s.plain_w_hh, s.split_rows, s.of_all, s.spaced, s.alternate, s.threads, s.groups,
+      long(s.chunk_rows));
 }
 
 void compare(const Shape& s, int bits, const Outputs& got, const Outputs& exact, double allowed) {
@@ -239,10 +265,11 @@ int main(int argc, char** argv) {
     s.T = pick(1, 7), s.B = pick(1, 20), s.H = sizes[pick(0, 7)];
     s.projection = s.cell == Cell::Lstm && s.H > 1 && pick(0, 2) == 0;
     s.K = s.projection ? pick(1, s.H - 1) : s.H;
-    s.reverse = pick(0, 1), s.ragged = pick(0, 1), s.split_rows = pick(0, 1),
-    s.alternate = pick(0, 1);
+    s.reverse = pick(0, 1), s.ragged = pick(0, 1), s.split_rows = pick(0, 1);
+    s.of_all = pick(0, 1), s.spaced = pick(0, 1), s.alternate = pick(0, 1);
     s.ready_product = s.T == 1 && pick(0, 1), s.plain_w_hh = pick(0, 1);
     s.threads = static_cast<int>(pick(1, 3));
+    s.groups = static_cast<int>(pick(1, 4));
     s.chunk_rows = pick(1, 60);
     if (s.cell == Cell::Lstm) take<Lstm>(s);
     if (s.cell == Cell::Gru) take<Gru>(s);

@@ -40,6 +40,13 @@ void for_rows(int64_t n, int64_t bytes, F&& f) {
   });
 }
 
+// Fetches a row to be written: a processor that foresees the next lines of a row does not foresee
+// the next row.
+void fetch_to_write(const char* row, int64_t bytes) {
+  constexpr int64_t kMost = 1024;
+  for (int64_t i = 0; i < std::min(bytes, kMost); i += 64) __builtin_prefetch(row + i, 1);
+}
+
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layout(const Tensor& lengths, int64_t steps,
@@ -111,11 +118,14 @@ Tensor scatter_rows(const Tensor& rows, const Tensor& source, const Tensor& padd
               "seqkern: source and padding must lie in their ", R + P, " rows");
   const char* const in = static_cast<const char*>(from.const_data_ptr());
   char* const out = static_cast<char*>(padded.mutable_data_ptr());
+  const auto row = [&](int64_t i) { return out + (i < R ? to[i] : zero[i - R]) * bytes; };
+  constexpr int64_t kAhead = 4;
   for_rows(R + P, bytes, [&](int64_t i) {
+    if (i + kAhead < R + P) fetch_to_write(row(i + kAhead), bytes);
     if (i < R) {
-      std::memcpy(out + to[i] * bytes, in + i * bytes, bytes);
+      std::memcpy(row(i), in + i * bytes, bytes);
     } else {
-      std::memset(out + zero[i - R] * bytes, 0, bytes);
+      std::memset(row(i), 0, bytes);
     }
   });
   return padded;

@@ -84,8 +84,8 @@ void gemm_pack_panel(const T* b, int64_t row_stride, int64_t column_stride, int6
   const T* from = b + of.begin * column_stride;
   if (row_stride == 1 && column_stride != 1 && k % kTerms == 0 && column_stride % kTerms == 0) {
     for (int64_t j = 0; j < width; j += kLanes) {
-      pack_vector(operands(from + j * column_stride), column_stride / kTerms, columns - j,
-                  k / kTerms, panel + j, width);
+      const auto column = [&](int64_t n) { return operands(from + (j + n) * column_stride); };
+      pack_vector(column, columns - j, k / kTerms, panel + j, width);
     }
     return;
   }

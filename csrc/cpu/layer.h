@@ -62,26 +62,29 @@ SEQKERN_INLINE void for_tiles(int64_t begin, int64_t end, int64_t most, Multiply
   }
 }
 
-// With a packed panel, for the rows of a. Meanwhile the panel to be read next comes from the third
-// cache into the second, by parts, with each of the first tiles: the tiles that follow read the
-// panel that they have from the second, so that the third would be idle. (One tile alone would
-// wait.)
+// With a packed panel of so many vectors, for the rows of a. Meanwhile the panel to be read next
+// comes from the third cache into the second, by parts, with each of the first tiles: the tiles
+// that follow read the panel that they have from the second, so that the third would be idle. (One
+// tile alone would wait.)
 template <class T, int Vectors, class Epilogue>
 SEQKERN_INLINE void for_tiles(int64_t begin, int64_t end, const T* a, int64_t lda, const T* panel,
-                              const T* next, int64_t k, Epilogue&& epilogue) {
+                              int64_t panel_vectors, const T* next, int64_t k,
+                              Epilogue&& epilogue) {
   using A = Arithmetic<T>;
   using O = Operand<T>;
   constexpr int64_t kTerms = kOperandTerms<T>;
   const int64_t most = max_rows(Vectors), n = k / kTerms;
   // Vectors to a tile for each of k: with fewer tiles than a panel has vectors two.
-  const int64_t vectors = end - begin <= most ? 0 : end - begin <= most * (Vectors - 1) ? 2 : 1;
+  const int64_t vectors = end - begin <= most || panel_vectors < Vectors ? 0
+                          : end - begin <= most * (Vectors - 1)          ? 2
+                                                                         : 1;
   const O* ahead = operands(next);
   const O* const last = ahead + n * Vectors * kLanesOf<T>;
   for_tiles<T, Vectors>(
       begin, end, most,
       [&](int64_t first, int rows, A* out) {
         const bool more = vectors > 0 && ahead < last;
-        const auto product = !more          ? product_for<A, Vectors, O>(rows)
+        const auto product = !more          ? product_of_panel<A, Vectors, O>(panel_vectors, rows)
                              : vectors == 1 ? product_for<A, Vectors, O, 1>(rows)
                                             : product_for<A, Vectors, O, 2>(rows);
         product(out, operands(a + first * lda), lda / kTerms, operands(panel), n, false, ahead);
@@ -158,11 +161,13 @@ struct Part {
 // The recurrent products of a step, begun before the other threads have arrived at the barrier
 // before it. A step of few rows takes little longer than a barrier, so a thread multiplies with
 // what it made itself, of its own units, while it waits for those of the others. Segments: how many
-// terms a panel has for each unit, `units` apart.
-template <class T, int Vectors, int Segments>
+// terms a panel has for each unit, `units` apart; Gates: of its columns.
+template <class T, int Gates, int Segments>
 struct EarlyProducts {
+  static constexpr int Vectors = panel_vectors(Gates);
   using A = Arithmetic<T>;
-  static constexpr int64_t kWidth = Vectors * kLanesOf<T>, kMost = 2048;
+  static constexpr int64_t kWidth = Vectors * kLanesOf<T>, kMost = 2048,
+                           kUnits = unit_vectors(Gates) * kLanesOf<T>;
   // Of weights to a thread: with more the products take long enough, and reading each panel in two
   // parts is slower.
   static constexpr int64_t kMostBytes = 512 * 1024;
@@ -175,14 +180,13 @@ struct EarlyProducts {
   uint32_t arrival = 0;
   alignas(64) A sums[kMost];
 
-  SEQKERN_INLINE EarlyProducts(const Worker& worker, const T* panels, int64_t units,
-                               int64_t units_of_panel)
+  SEQKERN_INLINE EarlyProducts(const Worker& worker, const T* panels, int64_t units)
       : worker(worker),
         panels(panels),
         units(units),
-        count(ceil_div(units, units_of_panel)),
+        count(num_panels<T>(Gates, units)),
         mine(share(count, worker.index, worker.count)),
-        own(intersection({0, units}, {mine.begin * units_of_panel, mine.end * units_of_panel})) {}
+        own(intersection({0, units}, {mine.begin * kUnits, mine.end * kUnits})) {}
 
   // Arrives at the barrier and returns true where two steps can do so: both have few rows, and all
   // rows of the one after the barrier go on from the one before.
@@ -231,12 +235,14 @@ struct EarlyProducts {
                                bool add) {
     constexpr int64_t kTerms = kOperandTerms<T>;
     if (terms.begin >= terms.end) return;
-    const auto product = product_for<A, Vectors, Operand<T>>(int(rows));
+    const int64_t vectors = panel_at<T>(Gates, units, p).vectors;
+    const auto product = product_of_panel<A, Vectors, Operand<T>>(vectors, int(rows));
+    const T* const panel = panels + p * panel_size<T>(Gates, units * Segments);
     for (int64_t segment = 0; segment < Segments; ++segment) {
       const int64_t first = segment * units + terms.begin;
       product(sums + (p - mine.begin) * rows * kWidth, operands(a + first), lda / kTerms,
-              operands(panels + (p * units * Segments + first) * kWidth),
-              (terms.end - terms.begin) / kTerms, add || segment > 0, nullptr);
+              operands(panel + first * vectors * kLanesOf<T>), (terms.end - terms.begin) / kTerms,
+              add || segment > 0, nullptr);
     }
   }
 };
@@ -329,7 +335,7 @@ void forward(const ForwardArgs<T>& a, const Worker& worker) {
   constexpr int G = C::kGates, kVectors = panel_vectors(G), kLanes = kLanesOf<T>;
   Part part{worker};
   const int64_t H = a.H, K = a.K;
-  EarlyProducts<T, kVectors, 1> early(worker, a.w_hh, H, unit_vectors(G) * kLanes);
+  EarlyProducts<T, G, 1> early(worker, a.w_hh, H);
   const auto step = [&](int64_t i) {
     return step_at(a.steps, a.steps.reverse ? a.steps.begin + a.steps.end - 1 - i : i);
   };
@@ -350,9 +356,10 @@ void forward(const ForwardArgs<T>& a, const Worker& worker) {
       }
       const Range old = intersection(rows, {0, s.continued}),
                   fresh = intersection(rows, {s.continued, s.rows});
+      const Panel shape = panel_at<T>(G, H, p);
       const auto epilogue = [&](int64_t first, int64_t rows, const A* out) {
         forward_epilogue<C>(a, s, p, first, rows,
-                            Source<A>{out, kVectors * kLanes, G * kLanes, kLanes});
+                            Source<A>{out, shape.vectors * kLanes, kLanes, shape.units});
       };
       if (begun) {
         epilogue(0, s.rows, early.end(p, s.rows, h_prev, a.ldo));
@@ -360,15 +367,21 @@ void forward(const ForwardArgs<T>& a, const Worker& worker) {
       }
       if constexpr (std::is_same_v<T, A>) {
         if (a.plain_w_hh) {
-          for_dot_tiles<T, G>(old.begin, old.end, h_prev, a.ldo, a.w_hh, H, K, p, epilogue);
-          for_dot_tiles<T, G>(fresh.begin, fresh.end, a.h_0, K, a.w_hh, H, K, p, epilogue);
+          const auto of_dots = [&](int64_t first, int64_t rows, const A* out) {
+            forward_epilogue<C>(a, s, p, first, rows,
+                                Source<A>{out, kVectors * kLanes, G * kLanes, kLanes});
+          };
+          for_dot_tiles<T, G>(old.begin, old.end, h_prev, a.ldo, a.w_hh, H, K, p, of_dots);
+          for_dot_tiles<T, G>(fresh.begin, fresh.end, a.h_0, K, a.w_hh, H, K, p, of_dots);
           return;
         }
       }
       const T *panel = a.w_hh + p * panel_size<T>(G, K),
               *next = a.w_hh + next_panel * panel_size<T>(G, K);
-      for_tiles<T, kVectors>(old.begin, old.end, h_prev, a.ldo, panel, next, K, epilogue);
-      for_tiles<T, kVectors>(fresh.begin, fresh.end, a.h_0, K, panel, next, K, epilogue);
+      for_tiles<T, kVectors>(old.begin, old.end, h_prev, a.ldo, panel, shape.vectors, next, K,
+                             epilogue);
+      for_tiles<T, kVectors>(fresh.begin, fresh.end, a.h_0, K, panel, shape.vectors, next, K,
+                             epilogue);
     });
     if (i + 1 < a.steps.end && !a.w_hr && !a.plain_w_hh) {
       const Step following = step(i + 1);
@@ -384,14 +397,15 @@ void forward(const ForwardArgs<T>& a, const Worker& worker) {
     part.wait();
     if (a.w_hr) {
       part.deal(num_panels<T>(1, K), s.rows, [&](int64_t p, int64_t next_panel, Range all) {
+        const int64_t vectors = panel_at<T>(1, K, p).vectors;
         for_tiles<T, kPlainVectors>(
-            all.begin, all.end, a.hidden, H, a.w_hr + p * panel_size<T>(1, H),
+            all.begin, all.end, a.hidden, H, a.w_hr + p * panel_size<T>(1, H), vectors,
             a.w_hr + next_panel * panel_size<T>(1, H), H,
             [&](int64_t first, int64_t rows, const A* out) {
               for_unit_vectors<A, kPlainVectors>(p, K, [&](int64_t unit, int64_t u, auto lanes) {
                 for (int64_t r = 0; r < rows; ++r) {
                   lanes.put(a.output + (s.row + first + r) * a.ldo + unit,
-                            load<A>(out + (r * kPlainVectors + u) * kLanes));
+                            load<A>(out + (r * vectors + u) * kLanes));
                 }
               });
             });
@@ -499,7 +513,7 @@ void backward(const BackwardArgs<T>& a, const Worker& worker) {
   const Steps& steps = a.steps;
   const int64_t H = a.H, K = a.K;
   const int64_t width = C::kGradGates * H, k = C::kGates * H;
-  EarlyProducts<T, kPlainVectors, C::kGates> early(worker, a.w_hh, H, kPlainVectors * kLanes);
+  EarlyProducts<T, 1, C::kGates> early(worker, a.w_hh, H);
   // Against the direction's own time.
   const auto step = [&](int64_t i) {
     return step_at(steps, steps.reverse ? i : steps.begin + steps.end - 1 - i);
@@ -516,19 +530,20 @@ void backward(const BackwardArgs<T>& a, const Worker& worker) {
     // The recurrent part of dLoss/dh_t, handed to `epilogue` tile by tile.
     const auto recurrent = [&](auto epilogue) {
       part.deal(num_panels<T>(1, K), s.rows, [&](int64_t p, int64_t next_panel, Range rows) {
+        const int64_t vectors = panel_at<T>(1, K, p).vectors;
         if (begun) {
           epilogue(a, s, p, 0, s.rows,
-                   Source<A>{early.end(p, s.rows, next, width), kPlainVectors * kLanes, kLanes, 0});
+                   Source<A>{early.end(p, s.rows, next, width), vectors * kLanes, kLanes, 0});
           return;
         }
         const Range going_on = intersection(rows, {0, s.continuing}),
                     ending = intersection(rows, {s.continuing, s.rows});
         if (going_on.begin < going_on.end) {
           for_tiles<T, kPlainVectors>(
-              going_on.begin, going_on.end, next, width, a.w_hh + p * panel_size<T>(1, k),
+              going_on.begin, going_on.end, next, width, a.w_hh + p * panel_size<T>(1, k), vectors,
               a.w_hh + next_panel * panel_size<T>(1, k), k,
               [&](int64_t first, int64_t rows, const A* out) {
-                epilogue(a, s, p, first, rows, Source<A>{out, kPlainVectors * kLanes, kLanes, 0});
+                epilogue(a, s, p, first, rows, Source<A>{out, vectors * kLanes, kLanes, 0});
               });
         }
         if (ending.begin < ending.end) {
@@ -546,12 +561,13 @@ void backward(const BackwardArgs<T>& a, const Worker& worker) {
       part.wait();
       const T* grad_h = a.grad_h + (s.row - steps.offsets[steps.begin]) * K;
       part.deal(num_panels<T>(1, H), s.rows, [&](int64_t p, int64_t next_panel, Range all) {
+        const int64_t vectors = panel_at<T>(1, H, p).vectors;
         for_tiles<T, kPlainVectors>(all.begin, all.end, grad_h, K, a.w_hr + p * panel_size<T>(1, K),
-                                    a.w_hr + next_panel * panel_size<T>(1, K), K,
+                                    vectors, a.w_hr + next_panel * panel_size<T>(1, K), K,
                                     [&](int64_t first, int64_t rows, const A* out) {
                                       backward_epilogue<C>(
                                           a, s, p, first, rows,
-                                          Source<A>{out, kPlainVectors * kLanes, kLanes, 0});
+                                          Source<A>{out, vectors * kLanes, kLanes, 0});
                                     });
       });
     }

@@ -134,7 +134,8 @@ void packed_step(const StepArgs<T>& a, int index, int count) {
     const int64_t p = a.back ? mine.begin + mine.end - 1 - j : j;
     for (int64_t i = 0; i < tiles; ++i) {
       const int64_t first = a.B * i / tiles, rows = a.B * (i + 1) / tiles - first;
-      const Product<T> multiply = product_for<T, kVectors>(int(rows));
+      const Panel shape = panel_at<T>(G, a.H, p);
+      const Product<T> multiply = product_of_panel<T, kVectors>(shape.vectors, int(rows));
       multiply(from_x, a.x + first * a.I, a.I, a.w_ih + p * panel_size<T>(G, a.I), a.I, false,
                nullptr);
       multiply(from_h, a.h + first * a.H, a.H, a.w_hh + p * panel_size<T>(G, a.H), a.H, false,
@@ -145,7 +146,7 @@ void packed_step(const StepArgs<T>& a, int index, int count) {
         finish_step<C>(a, unit, first, rows,
                        [&](int64_t b, Vec<T>(&x)[G], Vec<T>(&q)[G]) __attribute__((always_inline)) {
                          for (int g = 0; g < G; ++g) {
-                           const int64_t at = (b * kVectors + u * G + g) * kLanes;
+                           const int64_t at = (b * shape.vectors + u) * kLanes + g * shape.units;
                            x[g] = load<T>(from_x + at);
                            q[g] = load<T>(from_h + at);
                          }

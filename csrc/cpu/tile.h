@@ -1,8 +1,9 @@
 // Packed weights and the register tile that multiplies with them.
 //
 // A panel holds `vectors` SIMD vectors of columns for every k: [k][vectors][lanes], one stream of
-// memory. For forward products the vectors of a panel are [units/lanes][gates], so that one tile
-// ends up with all gates of the same units; for plain products they are adjacent columns.
+// memory. For forward products a panel has all gates of its units, [gates][units], so that one tile
+// ends up with these; for plain products it has adjacent columns. The last panel has no more
+// vectors than its columns fill.
 #pragma once
 
 #include "cpu/parallel.h"
@@ -172,6 +173,29 @@ SEQKERN_INLINE int64_t panel_size(int gates, int64_t k) {
   return k * panel_vectors(gates) * kLanesOf<T>;
 }
 
+// A panel as it is: the last one may have fewer units than the others.
+struct Panel {
+  int64_t units;    // which its gates' columns lie apart
+  int64_t vectors;  // panel_vectors(gates) at most
+};
+template <class T>
+SEQKERN_INLINE Panel panel_at(int gates, int64_t units, int64_t p) {
+  const int64_t most = unit_vectors(gates) * kLanesOf<T>, left = units - p * most,
+                n = left < most ? left : most;
+  return {n, ceil_div(n * gates, kLanesOf<T>)};
+}
+
+// product<T, rows, vectors, O> for vectors in [1, Vectors] and rows in [1, max_rows(Vectors)]
+template <class T, int Vectors, class O = T>
+SEQKERN_INLINE Product<T, O> product_of_panel(int64_t vectors, int rows) {
+  if constexpr (Vectors == 1) {
+    return product_for<T, 1, O>(rows);
+  } else {
+    return vectors == Vectors ? product_for<T, Vectors, O>(rows)
+                              : product_of_panel<T, Vectors - 1, O>(vectors, rows);
+  }
+}
+
 // The operand of p and, where it has two terms and n is not 1, of what lies `stride` elements on.
 template <class T>
 SEQKERN_INLINE Operand<T> operand(const T* p, int64_t stride, int64_t n) {
@@ -182,24 +206,22 @@ SEQKERN_INLINE Operand<T> operand(const T* p, int64_t stride, int64_t n) {
   }
 }
 
-// One vector of columns of a panel: lane j of to[i * width] is element i of the j-th row of w
-// [rows, k] (row stride ldw), or zero past its last row.
-template <class T>
-SEQKERN_INLINE void pack_vector(const T* w, int64_t ldw, int64_t rows, int64_t k, T* to,
-                                int64_t width) {
+// One vector of columns of a panel: lane j of to[i * width] is element i of row(j) [k], or zero
+// past the last of `rows` rows.
+template <class T, class Row>
+SEQKERN_INLINE void pack_vector(Row&& row, int64_t rows, int64_t k, T* to, int64_t width) {
   constexpr int kLanes = Simd<T>::kLanes;
   for (int64_t i = 0; i < k; i += kLanes) {
     Vec<T> square[kLanes];
-    const T* from = w + i;
     if (rows >= kLanes && k - i >= kLanes) {
 #pragma GCC unroll 16
-      for (int j = 0; j < kLanes; ++j) square[j] = load<T>(from + j * ldw);
+      for (int j = 0; j < kLanes; ++j) square[j] = load<T>(row(j) + i);
       transpose<T>(square);
 #pragma GCC unroll 16
       for (int j = 0; j < kLanes; ++j) store<T>(to + (i + j) * width, square[j]);
     } else {
       const int64_t n = k - i < kLanes ? k - i : kLanes;
-      for (int j = 0; j < kLanes; ++j) square[j] = j < rows ? load<T>(from + j * ldw, n) : Vec<T>{};
+      for (int j = 0; j < kLanes; ++j) square[j] = j < rows ? load<T>(row(j) + i, n) : Vec<T>{};
       transpose<T>(square);
       for (int64_t j = 0; j < n; ++j) store<T>(to + (i + j) * width, square[j]);
     }
@@ -215,14 +237,19 @@ void pack_gates(const T* w, int64_t ldw, int gates, int64_t units, int64_t k, T*
     return;
   } else {
     constexpr int kLanes = kLanesOf<T>;
-    const int vectors = panel_vectors(gates);
     const Range mine = share(num_panels<T>(gates, units), index, count);
     for (int64_t p = mine.begin; p < mine.end; ++p) {
-      T* panel = packed + p * panel_size<T>(gates, k);
-      for (int v = 0; v < vectors; ++v) {
-        const int64_t gate = v % gates, first = (p * (vectors / gates) + v / gates) * kLanes;
-        pack_vector(w + (gate * units + first) * ldw, ldw, units - first, k, panel + v * kLanes,
-                    int64_t(vectors) * kLanes);
+      const Panel panel = panel_at<T>(gates, units, p);
+      const T* const first = w + p * unit_vectors(gates) * kLanes * ldw;
+      T* const to = packed + p * panel_size<T>(gates, k);
+      for (int64_t v = 0; v < panel.vectors; ++v) {
+        const T* row[kLanes] = {};
+        int64_t rows = 0;
+        for (int64_t j = v * kLanes; rows < kLanes && j < gates * panel.units; ++j) {
+          row[rows++] = first + (j / panel.units * units + j % panel.units) * ldw;
+        }
+        pack_vector([&](int j) { return row[j]; }, rows, k, to + v * kLanes,
+                    panel.vectors * kLanes);
       }
     }
   }
@@ -235,12 +262,13 @@ void pack_rows(const T* w, int64_t ldw, int64_t k, int64_t first, int64_t n, T* 
   const Range mine = share(num_panels<T>(1, n), index, count);
   for (int64_t p = mine.begin; p < mine.end; ++p) {
     Operand<T>* to = operands(packed + p * panel_size<T>(1, k));
-    const int64_t columns = n - p * kWidth < kWidth ? n - p * kWidth : kWidth;
-    for (int64_t i = 0; i < k; i += kOperandTerms<T>, to += kWidth) {
+    const Panel panel = panel_at<T>(1, n, p);
+    const int64_t columns = panel.units, width = panel.vectors * kLanesOf<T>;
+    for (int64_t i = 0; i < k; i += kOperandTerms<T>, to += width) {
       const int64_t row = i + first < k ? i + first : i + first - k;
       const T* from = w + row * ldw + p * kWidth;
       for (int64_t j = 0; j < columns; ++j) to[j] = operand(from + j, ldw, kOperandTerms<T>);
-      for (int64_t j = columns; j < kWidth; ++j) to[j] = 0;
+      for (int64_t j = columns; j < width; ++j) to[j] = 0;
     }
   }
 }

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "cpu/parallel.h"
 #include "cpu/plan.h"
 #include "ops/layer.h"
 

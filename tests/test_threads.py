@@ -9,15 +9,21 @@ import threading
 import pytest
 import torch
 from layers import CELLS, Case, gradients
-from tolerances import check_all
+from tolerances import check_agree, check_all
 from torch.utils.data import DataLoader, Dataset
 
 import seqkern
 from seqkern import functional, reference
 
 # Small and large, split by batch and by hidden units, with a ragged end, in several chunks whose
-# rows 2 or 4 threads never wait for, and weights so large that directions take turns.
+# rows 2 or 4 threads never wait for, and weights so large that directions take turns; ragged ones in
+# groups of sequences over several chunks: to the end, and up to where one sequence goes on alone.
+RAGGED = (
+    {"I": 8, "H": 48, "batch_sizes": tuple(range(48, 0, -1))},
+    {"I": 8, "H": 48, "batch_sizes": (40,) * 30 + (1,) * 60},
+)
 SHAPES = (
+    *RAGGED,
     {"T": 5, "B": 2, "I": 3, "H": 4},
     {"T": 20, "B": 33, "I": 16, "H": 40, "D": 2},
     {"T": 12, "B": 1, "I": 64, "H": 256},
@@ -43,6 +49,21 @@ def test_thread_counts(cell, threads):
         check_all(first, exact, exact)
         again = compute(case, torch.float64)
         assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+@pytest.mark.parametrize("dtype", (torch.float64, torch.bfloat16), ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+def test_ragged_groups_share_what_chunks_reuse(cell, dtype):
+    """Where no gates are kept, a thread makes its own where another one may still read the last chunk's."""
+    for shape in RAGGED:
+        case = Case(cell, **shape)
+        plain = case.arguments(dtype).values()
+        for threads in (2, 3, 4):
+            torch.set_num_threads(threads)
+            kept = case.call(functional, *(t.clone().requires_grad_() for t in plain))
+            for _ in range(5):
+                for a, b in zip(kept, case.call(functional, *plain), strict=True):
+                    check_agree(a.detach(), b)
 
 
 @pytest.mark.parametrize("cell", CELLS)

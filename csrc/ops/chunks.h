@@ -35,12 +35,12 @@ class Chunks {
       }
     }
     bounds_ = cpu::chunk_steps(first_rows_, rows, grouped_);
-    for (int64_t i = 0; i < size() && bounds_[i] < grouped_; ++i) {
-      if (!of_all_) {
-        groups_.push_back(cpu::row_groups(s_.offsets, bounds_[i], bounds_[i + 1], threads).bounds);
-      } else if (i == 0) {
-        groups_.push_back(cpu::row_groups(s_.offsets, 0, grouped_, threads).bounds);
-      }
+    const auto add_groups = [&](int64_t begin, int64_t end) {
+      groups_.push_back(cpu::row_groups(s_.offsets, begin, end, threads).bounds);
+    };
+    if (of_all_ && grouped_ > 0) add_groups(0, grouped_);
+    for (int64_t i = 0; !of_all_ && bounds_[i] < grouped_; ++i) {
+      add_groups(bounds_[i], bounds_[i + 1]);
     }
     for (int64_t i = 0; i < size(); ++i) {
       const int64_t first = first_rows_[bounds_[i]];

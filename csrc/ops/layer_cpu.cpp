@@ -1,5 +1,7 @@
 #include "ops/layer_cpu.h"
 
+#include <utility>
+
 #include "ops/run_cpu.h"
 #include "ops/step_cpu.h"
 

@@ -119,6 +119,26 @@ py::object step(std::string_view cell_name, const py::args& given) {
   return py::make_tuple(wrap(std::move(r.h)), wrap(std::move(r.c)));
 }
 
+// Rows of a padded batch and back, on the CPU: ops/autograd.h. None as above.
+py::object take_rows(py::handle padded, const at::Tensor& source, const at::Tensor& padding) {
+  Arguments args;
+  if (!plain_mode() || !args.take(padded) || !args[0].is_cpu()) return py::none();
+  py::gil_scoped_release no_gil;
+  const at::Tensor rows = seqkern::ops::take_rows(args[0], source, padding);
+  py::gil_scoped_acquire gil;
+  return wrap(rows);
+}
+
+py::object put_rows(py::handle rows, const at::Tensor& source, const at::Tensor& padding,
+                    int64_t first, int64_t second) {
+  Arguments args;
+  if (!plain_mode() || !args.take(rows) || !args[0].is_cpu()) return py::none();
+  py::gil_scoped_release no_gil;
+  const at::Tensor padded = seqkern::ops::put_rows(args[0], source, padding, first, second);
+  py::gil_scoped_acquire gil;
+  return wrap(padded);
+}
+
 // seqkern/autograd.py's LayerGrad.apply; lives as long as the process.
 py::handle python_layer_grad;
 
@@ -154,6 +174,8 @@ PYBIND11_MODULE(_C, m) {
   // torch's translation of errors, as its own functions have it: without the C++ stack.
   m.def("layer", torch::wrap_pybind_function(layer));
   m.def("step", torch::wrap_pybind_function(step));
+  m.def("take_rows", torch::wrap_pybind_function(take_rows));
+  m.def("put_rows", torch::wrap_pybind_function(put_rows));
   m.def("set_layer_grad", [](py::object apply) {
     python_layer_grad = apply.release();
     seqkern::ops::set_layer_grad(layer_grad);

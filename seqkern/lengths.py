@@ -15,10 +15,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import Function, forward_ad
+from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
-from seqkern.ops import GATHER_ROWS, LAYOUT, SCATTER_ROWS
+from seqkern import _C
+from seqkern.ops import LAYOUT
 
 __all__ = ["last_output"]
 
@@ -34,13 +35,24 @@ class Layout(NamedTuple):
 
     def pack(self, padded: Tensor) -> Tensor:
         """[T, B, W], or [B, T, W] where the layout was made for that, -> [R, W]."""
-        return _taken(padded.flatten(0, 1), self.source, self.padding)
+        if not self._plain() or (rows := _C.take_rows(padded, self.source, self.padding)) is None:
+            rows = padded.flatten(0, 1).index_select(0, self.source)
+        return rows
 
     def unpack(self, rows: Tensor, padded: Tensor) -> Tensor:
         """[R, W] -> [T, B, W] or [B, T, W] as padded has it, zero at the padding."""
         first, second, _ = padded.shape
-        flat = _put_back(rows, self.source, self.padding, first * second)
-        return flat.unflatten(0, (first, second))
+        if (
+            not self._plain()
+            or (back := _C.put_rows(rows, self.source, self.padding, first, second)) is None
+        ):
+            flat = rows.new_zeros(first * second, rows.size(1)).index_copy(0, self.source, rows)
+            back = flat.unflatten(0, (first, second))
+        return back
+
+    def _plain(self) -> bool:
+        """Whether the operators may do it, which know no transforms and no forward mode."""
+        return self.padding is not None and forward_ad._current_level < 0
 
     def sort(self, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """States [L*D, B, W] in the order of the rows."""
@@ -57,7 +69,9 @@ def layout(lengths: Tensor | Sequence[int], padded: Tensor, batch_first: bool) -
     device = padded.device
     if known(lengths):
         batch_sizes, *indices = LAYOUT(lengths.cpu().contiguous(), steps, batch_first)
-        return Layout(batch_sizes, *[index.to(device) for index in indices])
+        if not padded.is_cpu:
+            indices = [index.to(device) for index in indices]
+        return Layout(batch_sizes, *indices)
     lengths = checked(lengths, steps, batch)
     if not lengths.is_meta:
         lengths = lengths.cpu()
@@ -72,62 +86,6 @@ def layout(lengths: Tensor | Sequence[int], padded: Tensor, batch_first: bool) -
     source = torch.zeros_like(source).scatter(0, row, source)
     place = torch.zeros_like(order).scatter(0, order, torch.arange(batch, device=lengths.device))
     return Layout(batch_sizes, source.to(device), None, order.to(device), place.to(device))
-
-
-# ---- Rows there and back: each is the other's derivative ----
-
-
-def _taken(padded: Tensor, source: Tensor, padding: Tensor | None) -> Tensor:
-    """[N, W] -> [R, W]."""
-    if not _plain(padded, padding):
-        return padded.index_select(0, source)
-    if torch.is_grad_enabled() and padded.requires_grad:
-        return _Take.apply(padded, source, padding)
-    return GATHER_ROWS(padded, source)
-
-
-def _put_back(rows: Tensor, source: Tensor, padding: Tensor | None, n: int) -> Tensor:
-    """[R, W] -> [N, W], zero where nothing goes."""
-    if not _plain(rows, padding):
-        return rows.new_zeros(n, rows.size(1)).index_copy(0, source, rows)
-    if torch.is_grad_enabled() and rows.requires_grad:
-        return _PutBack.apply(rows, source, padding)
-    return SCATTER_ROWS(rows, source, padding)
-
-
-def _plain(rows: Tensor, padding: Tensor | None) -> bool:
-    """Whether the operators, which know no transforms, may take them."""
-    return (
-        padding is not None
-        and known(rows)
-        and rows.is_cpu
-        and not torch._C._functorch.is_legacy_batchedtensor(rows)
-        and forward_ad._current_level < 0
-    )
-
-
-class _Take(Function):
-    @staticmethod
-    def forward(ctx, padded, source, padding):
-        ctx.save_for_backward(source, padding)
-        return GATHER_ROWS(padded, source)
-
-    @staticmethod
-    def backward(ctx, grad):
-        source, padding = ctx.saved_tensors
-        n = source.numel() + padding.numel()
-        return _put_back(grad, source, padding, n), None, None
-
-
-class _PutBack(Function):
-    @staticmethod
-    def forward(ctx, rows, source, padding):
-        ctx.save_for_backward(source, padding)
-        return SCATTER_ROWS(rows, source, padding)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return _taken(grad, *ctx.saved_tensors), None, None
 
 
 def last_output(

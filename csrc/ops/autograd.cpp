@@ -37,9 +37,14 @@ using StepWithState = std::tuple<Tensor, Tensor>(const Tensor& input, const Opti
                                                  const Optional& b_hh);
 
 template <typename F>
+c10::TypedOperatorHandle<F> op_named(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<F>();
+}
+
+template <typename F>
 c10::TypedOperatorHandle<F> of_cell(Cell cell, const char* rest) {
   const std::string name = std::string("seqkern::") + cell_info(cell).name + rest;
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name.c_str(), "").typed<F>();
+  return op_named<F>(name.c_str());
 }
 
 template <typename F>
@@ -59,6 +64,21 @@ const auto& forward_op(Cell cell) {
 const auto& backward_op(Cell cell) {
   static const auto found = of_cells<Backward>("_backward");
   return found[static_cast<int>(cell)];
+}
+
+using Gather = Tensor(const Tensor& padded, const Tensor& source);
+using Scatter = Tensor(const Tensor& rows, const Tensor& source, const Tensor& padding);
+
+// padded [first, second, W], flattened, as the operator takes it, and back.
+Tensor gathered(const Tensor& padded, const Tensor& source) {
+  static const auto op = op_named<Gather>("seqkern::gather_rows");
+  return op.call(padded.flatten(0, 1), source);
+}
+
+Tensor scattered(const Tensor& rows, const Tensor& source, const Tensor& padding, int64_t first,
+                 int64_t second) {
+  static const auto op = op_named<Scatter>("seqkern::scatter_rows");
+  return op.call(rows, source, padding).view({first, second, rows.size(1)});
 }
 
 LayerGrad layer_grad = nullptr;
@@ -234,6 +254,60 @@ struct StepFunction : torch::autograd::Function<StepFunction> {
     return k.returned(std::move(r));
   }
 };
+
+// Rows there and back: each is the other's derivative.
+struct TakeRows : torch::autograd::Function<TakeRows> {
+  static constexpr bool is_traceable = true;
+
+  static Tensor forward(AutogradContext* ctx, const Tensor& padded, const Tensor& source,
+                        const Tensor& padding) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    ctx->save_for_backward({source, padding});
+    ctx->saved_data["first"] = padded.size(0);
+    ctx->saved_data["second"] = padded.size(1);
+    return gathered(padded, source);
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const variable_list index = ctx->get_saved_variables();
+    return {put_rows(grads[0], index[0], index[1], ctx->saved_data["first"].toInt(),
+                     ctx->saved_data["second"].toInt()),
+            Tensor(), Tensor()};
+  }
+};
+
+struct PutRows : torch::autograd::Function<PutRows> {
+  static constexpr bool is_traceable = true;
+
+  static Tensor forward(AutogradContext* ctx, const Tensor& rows, const Tensor& source,
+                        const Tensor& padding, int64_t first, int64_t second) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    ctx->save_for_backward({source, padding});
+    return scattered(rows, source, padding, first, second);
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const variable_list index = ctx->get_saved_variables();
+    return {take_rows(grads[0], index[0], index[1]), Tensor(), Tensor(), Tensor(), Tensor()};
+  }
+};
+
+Tensor take_rows(const Tensor& padded, const Tensor& source, const Tensor& padding) {
+  if (at::GradMode::is_enabled() && padded.requires_grad()) {
+    return TakeRows::apply(padded, source, padding);
+  }
+  const at::AutoDispatchBelowADInplaceOrView below;
+  return gathered(padded, source);
+}
+
+Tensor put_rows(const Tensor& rows, const Tensor& source, const Tensor& padding, int64_t first,
+                int64_t second) {
+  if (at::GradMode::is_enabled() && rows.requires_grad()) {
+    return PutRows::apply(rows, source, padding, first, second);
+  }
+  const at::AutoDispatchBelowADInplaceOrView below;
+  return scattered(rows, source, padding, first, second);
+}
 
 LayerResult differentiable_layer(Cell cell, const Tensor& input, const Optional& batch_sizes,
                                  const Tensor& h_0, const Optional& c_0, at::TensorList params,

@@ -1,5 +1,5 @@
-// A layer and one step of a cell for plain eager mode: as nodes of autograd, what
-// seqkern/autograd.py's Layer is where more is at work; and without a gradient.
+// A layer, one step of a cell, and the rows of padded batches for plain eager mode: as nodes of
+// autograd, what seqkern/autograd.py's Layer is where more is at work; and without a gradient.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -39,6 +39,12 @@ StepResult plain_step(Cell cell, const at::Tensor& input, const std::optional<at
                       const std::optional<at::Tensor>& c, const at::Tensor& w_ih,
                       const at::Tensor& w_hh, const std::optional<at::Tensor>& b_ih,
                       const std::optional<at::Tensor>& b_hh);
+
+// Rows of a padded batch [first, second, W] with a length for each sequence, by lengths_cpu.h's
+// indices, taken out as [R, W] and put back among zeros; as nodes where a gradient is wanted.
+at::Tensor take_rows(const at::Tensor& padded, const at::Tensor& source, const at::Tensor& padding);
+at::Tensor put_rows(const at::Tensor& rows, const at::Tensor& source, const at::Tensor& padding,
+                    int64_t first, int64_t second);
 
 // A backward pass with a derivative of its own, which is Python's; batch_sizes may be undefined.
 // Called where a backward pass runs with grad mode on. Not through an operator: those that are made

@@ -88,6 +88,46 @@ def test_one_kernel_each_way(kernel_device, cell):
     assert {r.device.type for r in results.values()} == {kernel_device}
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_strided_arguments(kernel_device, kind):
+    """Arguments and gradients of any strides, as their contiguous copies."""
+    c = case(kind, T=3, B=4, I=3, H=6, D=2)
+
+    def strided(t: torch.Tensor) -> torch.Tensor:
+        return torch.stack((t, t), -1)[..., 0]
+
+    for dtype in (torch.float32, torch.float16):
+        found = []
+        for change in (torch.clone, strided):
+            arguments = {name: change(t) for name, t in on(kernel_device, c, dtype).items()}
+            x, h, *params = arguments.values()
+            assert h.is_contiguous() == (change is torch.clone)
+            c_0 = params.pop(0) if c.cell == "lstm" else None
+            tensors = (x, None, h, c_0, params)
+            results = ops.FORWARD[c.cell](*tensors, "gates")
+            ones = [change(torch.ones_like(t)) if t.numel() else None for t in results[:3]]
+            kept = [change(t) if t.numel() else t for t in (results[0], *results[3:])]
+            needs = (True, True, True, False)
+            grads = ops.BACKWARD[c.cell](*ones, *tensors, *kept, *needs)
+            found.append([*results, *grads[:3], *grads[3]])
+        for a, b in zip(*found, strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_empty_batch(kernel_device, kind):
+    """No rows: empty results, and parameters whose gradients are zeros."""
+    for dtype, save in itertools.product((torch.float32, torch.bfloat16), ("gates", "states")):
+        c = case(kind, T=3, B=0, I=3, H=6, D=2)
+        results = ours(c, on(kernel_device, c, dtype), save=save)
+        assert results["output"].shape == (3, 0, 2 * (c.P or c.H))
+        for name, value in results.items():
+            if name.startswith(("grad_w", "grad_b")):
+                assert value.numel() and not value.any(), name
+            else:
+                assert not value.numel(), name
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_rows_left_over(kernel_device, cell):
     """batch_sizes that end in 0: the output's other rows are zero, states of no step stay."""

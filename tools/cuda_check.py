@@ -24,6 +24,8 @@ ARCHITECTURES = {75: "T4", 80: "A100", 90: "H100", 100: "B200", 120: "RTX 5090"}
 BEGIN, END = "<!-- tools/cuda_check.py writes {} from here -->\n", "<!-- to here -->\n"
 # Kernels whose name has the first run on tensor cores, of architectures from the second on.
 TENSOR_CORES = ("_mma_", 80)
+# The one parameter of what goes on around the steps.
+AROUND = {"prepare": "Prepare", "run_sums": "Both<RunSums>", "finish": "Finish"}
 # The PTX that the page describes, and what in it is more than arithmetic, loads and stores.
 PTX_ARCHITECTURE = 80
 SPECIAL = re.compile(
@@ -118,8 +120,10 @@ def parameter_problems(ptx: dict[str, str], layouts: str) -> list[str]:
                 expected = [both, sizes["GridMemory"]]
             elif "_mma_" in kernel:
                 expected = [both, sizes["MmaMemory"]]
+            elif part := next((part for part in AROUND if f"_{part}_" in kernel), None):
+                expected = [sizes[AROUND[part]]]
             else:
-                starts = {"gather": "Gather", "activate": "Activate", "step_forward": "StepForward"}
+                starts = {"activate": "Activate", "step_forward": "StepForward"}
                 name = next((starts[part] for part in starts if part in kernel), "StepBackward")
                 expected = [sizes[name], 4]
             if found != expected:

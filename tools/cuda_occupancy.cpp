@@ -20,6 +20,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "cuda/around.h"
 #include "cuda/block.h"
 #include "cuda/plan.h"
 #include "gpus.h"
@@ -40,6 +41,9 @@ struct Launch {
 Launch launch_of(const std::string& kernel, const DeviceProperties& d) {
   const bool block = kernel.find("_block_") != std::string::npos;
   const bool mma = kernel.find("_mma_") != std::string::npos;
+  if (kernel.find("_prepare_") != std::string::npos) return {kPrepareThreads};
+  if (kernel.find("_run_sums_") != std::string::npos) return {kFinishThreads};
+  if (kernel.find("_finish_") != std::string::npos) return {kFinishThreads};
   if (!block && !mma && kernel.find("_grid_") == std::string::npos) return {};
   Problem p{Cell::Lstm, Type::F32, 16, 16, 16, 1, false};
   for (int i = 0; i < seqkern::kNumCells; ++i) {
@@ -180,10 +184,10 @@ void print_layouts() {
   }
   {
     using Struct = Forward;
-    print_layout(
-        "Forward", sizeof(Struct), alignof(Struct),
-        {FIELD(steps), FIELD(H), FIELD(K), FIELD(x), FIELD(bias), FIELD(w_hh), FIELD(h_0), FIELD(h),
-         FIELD(c), FIELD(output), FIELD(ldo), FIELD(gates), FIELD(cells), FIELD(hidden)});
+    print_layout("Forward", sizeof(Struct), alignof(Struct),
+                 {FIELD(steps), FIELD(H), FIELD(K), FIELD(x), FIELD(bias), FIELD(w_hh), FIELD(h_0),
+                  FIELD(h), FIELD(c), FIELD(c_n), FIELD(output), FIELD(ldo), FIELD(gates),
+                  FIELD(cells), FIELD(hidden)});
   }
   {
     using Struct = Backward;
@@ -224,10 +228,52 @@ void print_layouts() {
                  {FIELD(counters), FIELD(exchange), FIELD(rows), FIELD(groups), FIELD(splits)});
   }
   {
+    using Struct = Fill;
+    print_layout("Fill", sizeof(Struct), alignof(Struct),
+                 {FIELD(a), FIELD(b), FIELD(to), FIELD(count), FIELD(from), FIELD(type)});
+  }
+  {
+    using Struct = Fills;
+    print_layout("Fills", sizeof(Struct), alignof(Struct), {FIELD(fill), FIELD(count)});
+  }
+  {
     using Struct = Gather;
     print_layout("Gather", sizeof(Struct), alignof(Struct),
                  {FIELD(steps), FIELD(K), FIELD(row), FIELD(rows), FIELD(output), FIELD(ldo),
                   FIELD(h_0), FIELD(h_prev)});
+  }
+  {
+    using Struct = Prepare;
+    print_layout("Prepare", sizeof(Struct), alignof(Struct), {FIELD(fills), FIELD(gather)});
+  }
+  {
+    using Struct = Rows;
+    print_layout("Rows", sizeof(Struct), alignof(Struct),
+                 {FIELD(from), FIELD(rows), FIELD(width), FIELD(type)});
+  }
+  {
+    using Struct = RunSums;
+    print_layout("RunSums", sizeof(Struct), alignof(Struct), {FIELD(of), FIELD(sums)});
+  }
+  {
+    using Struct = Both<RunSums>;
+    print_layout("Both<RunSums>", sizeof(Struct), alignof(Struct),
+                 {FIELD(direction), FIELD(count)});
+  }
+  {
+    using Struct = BiasGrad;
+    print_layout("BiasGrad", sizeof(Struct), alignof(Struct),
+                 {FIELD(of), FIELD(outputs), FIELD(input_offset), FIELD(rotation), FIELD(b_ih),
+                  FIELD(b_hh)});
+  }
+  {
+    using Struct = Both<BiasGrad>;
+    print_layout("Both<BiasGrad>", sizeof(Struct), alignof(Struct),
+                 {FIELD(direction), FIELD(count)});
+  }
+  {
+    using Struct = Finish;
+    print_layout("Finish", sizeof(Struct), alignof(Struct), {FIELD(fills), FIELD(bias)});
   }
   {
     using Struct = Activate;

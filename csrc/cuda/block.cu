@@ -287,7 +287,7 @@ SEQKERN_DEVICE void block_forward(const Both<Forward>& args) {
   }
   if (me.exists) {
     as<T>(a.h)[int64_t{r} * H + unit] = from_float<T>(product.values(buffer)[own]);
-    if constexpr (C::kHasCellState) as<A>(a.c)[int64_t{r} * H + unit] = c;
+    if constexpr (C::kHasCellState) store_c<T>(a, int64_t{r} * H + unit, c);
   }
 }
 

@@ -263,7 +263,7 @@ SEQKERN_DEVICE void grid_forward(const Both<Forward>& args, const GridMemory& gr
   for (int i = threadIdx.x; i < units * batch; i += blockDim.x) {
     const int64_t to = int64_t{i / units} * H + part.first_unit + i % units;
     as<T>(a.h)[to] = from_float<T>(own_h[i]);
-    if constexpr (C::kHasCellState) as<A>(a.c)[to] = own_c[i];
+    if constexpr (C::kHasCellState) store_c<T>(a, to, own_c[i]);
   }
 }
 

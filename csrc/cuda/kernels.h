@@ -54,6 +54,7 @@ struct Forward {
   const void* h_0;   // store, [B, K]
   void* h;           // store, [B, K]: h_0 at first, the last step's h of each row on return
   void* c;           // math, [B, H]: likewise; null where there is none
+  void* c_n;         // store, [B, H] or null: c too, on return
   void* output;      // store, all rows [R, ldo], first K columns
   int64_t ldo;
   void* gates;   // store, all rows [R, S*H] or null
@@ -141,20 +142,74 @@ void launch_mma_forward(Cell cell, Type type, const MmaShape& shape, const Both<
 void launch_mma_backward(Cell cell, Type type, const MmaShape& shape, const Both<Backward>& args,
                          const MmaMemory& memory, Stream stream);
 
-// ---- around the steps, once a chunk ----
+// ---- around the steps: what costs the host more than the GPU, in as few launches as will do ----
+
+// What an array consists of: the storage type, the type of the arithmetic, or uint32_t.
+enum class Element : int { Store = 0, Math = 1, Word = 2 };
+
+// to = a + b, or a where b is null, or zeros where a is null as well. Words are zeros alone.
+struct Fill {
+  const void* a;
+  const void* b;
+  void* to;
+  int64_t count;       // elements of each
+  Element from, type;  // of a and b; of `to`
+};
+inline constexpr int kMostFills = 16;
+struct Fills {
+  Fill fill[kMostFills];
+  int count;
+};
 
 // h_{t-1} of every row of a chunk, gathered: one product for all of them.
 struct Gather {
   Steps steps;
-  int64_t K, row, rows;  // of the chunk
+  int64_t K, row, rows;  // of the chunk; no rows: nothing to gather
   const void* output;    // store, all rows [R, ldo], first K columns
   int64_t ldo;
   const void* h_0;  // store, [B, K]
   void* h_prev;     // store, chunk [rows, K]
 };
-void launch_gather(Type type, const Gather& args, Stream stream);
 
-// The gates again, from both their products: what forward computed and did not save.
+// What the steps begin with, and what is known before them.
+struct Prepare {
+  Fills fills;
+  Gather gather[2];
+};
+void launch_prepare(Type type, const Prepare& args, Stream stream);
+
+// The sums over the rows of gate gradients: of each run of kSumRows, then of all. Their order
+// depends on sizes alone.
+inline constexpr int64_t kSumRows = 1024;
+struct Rows {
+  const void* from;  // [rows, width]
+  int64_t rows, width;
+  Element type;
+};
+struct RunSums {
+  Rows of;
+  void* sums;  // math, [rows / kSumRows rounded up, width]
+};
+void launch_run_sums(Type type, const Both<RunSums>& args, Stream stream);
+
+// The biases' gradients from all gate gradients or from the sums of their runs.
+struct BiasGrad {
+  Rows of;
+  int64_t outputs;       // G*H
+  int64_t input_offset;  // of the columns for b_ih
+  int64_t rotation;      // the element of b_hh that column 0 is for
+  void* b_ih;            // store, [G*H]
+  void* b_hh;            // store, [G*H]
+};
+
+// What is left to do after the steps.
+struct Finish {
+  Fills fills;
+  Both<BiasGrad> bias;  // of no direction where there is no bias
+};
+void launch_finish(Type type, const Finish& args, Stream stream);
+
+// The gates again, once a chunk, from both their products: what forward computed and did not save.
 struct Activate {
   int64_t H, rows;
   const void* x;        // math, [rows, G*H], no bias

@@ -341,7 +341,7 @@ SEQKERN_DEVICE void forward_in(const Both<Forward>& args, const MmaMemory& m) {
     const int64_t r = here.first_row_of_batch + row_of(p);
     if (exists(p) && r < a.steps.batch) {
       as<T>(a.h)[r * H + unit_of(p)] = from_float<T>(own_h[p]);
-      if constexpr (C::kHasCellState) as<float>(a.c)[r * H + unit_of(p)] = c[p];
+      if constexpr (C::kHasCellState) store_c<T>(a, r * H + unit_of(p), c[p]);
     }
   }
 }

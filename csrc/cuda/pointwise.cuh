@@ -54,6 +54,13 @@ SEQKERN_DEVICE Math<T> forward_unit(const Forward& a, int64_t row, R r, R unit,
   return h;
 }
 
+// The running cell state of a (row, unit), for the next chunk and as a result.
+template <class T>
+SEQKERN_DEVICE void store_c(const Forward& a, int64_t to, Math<T> c) {
+  as<Math<T>>(a.c)[to] = c;
+  if (a.c_n) as<T>(a.c_n)[to] = from_float<T>(c);
+}
+
 // x[g] += bias[g], and the bias inside the last gate's product to q.
 template <class C, class A>
 SEQKERN_DEVICE void add_bias(const A* bias, int64_t H, int64_t unit, A (&x)[C::kGates],

@@ -1,5 +1,5 @@
-// The stepwise tier, and what runs once a chunk in any tier. One thread per (row, unit), the units
-// of a row side by side, so that every access of a warp is to consecutive addresses.
+// The stepwise tier, and the gates again, once a chunk in any tier. One thread per (row, unit), the
+// units of a row side by side, so that every access of a warp is to consecutive addresses.
 #include "cuda/pointwise.cuh"
 
 namespace seqkern::cuda {
@@ -59,7 +59,7 @@ SEQKERN_DEVICE void step_forward(const StepForward& args, int blocks_per_row) {
   if constexpr (C::kHasCellState) c = as<A>(a.c)[r * H + unit];
   if constexpr (C::kRecurrentBias) h_prev = to_float(as<T>(a.h)[r * H + unit]);
   const T h = from_float<T>(forward_unit<C, T>(a, s.row, r, unit, x, q, h_prev, c));
-  if constexpr (C::kHasCellState) as<A>(a.c)[r * H + unit] = c;
+  if constexpr (C::kHasCellState) store_c<T>(a, r * H + unit, c);
   if (a.hidden) {
     as<T>(a.hidden)[r * H + unit] = h;
   } else {
@@ -103,33 +103,6 @@ SEQKERN_DEVICE void step_project(const StepBackward& args, int blocks_per_row) {
       as<A>(a.grad_h)[r * a.K + unit] + to_float(as<T>(a.grad_output)[row * a.ldo + unit]);
   as<T>(a.grad_projected_h)[(row - first) * a.K + unit] = from_float<T>(grad_h);
   if (a.step_grad_h) as<A>(a.step_grad_h)[row * a.K + unit] = grad_h;
-}
-
-// The step that owns a row: the last one that starts at or before it.
-SEQKERN_DEVICE int64_t step_of(const Steps& s, int64_t row) {
-  if (!s.offsets) return row / s.batch;
-  int64_t low = s.begin, high = s.end;
-  while (high - low > 1) {
-    const int64_t middle = (low + high) / 2;
-    if (s.offsets[middle] <= row) {
-      low = middle;
-    } else {
-      high = middle;
-    }
-  }
-  return low;
-}
-
-template <class T>
-SEQKERN_DEVICE void gather(const Gather& a, int blocks_per_row) {
-  const auto [chunk_row, unit] = place(blocks_per_row);
-  if (unit >= a.K) return;
-  const int64_t row = a.row + chunk_row;
-  const Step s = step_at(a.steps, step_of(a.steps, row));
-  const int64_t r = row - s.row;
-  as<T>(a.h_prev)[chunk_row * a.K + unit] = r < s.continued
-                                                ? as<T>(a.output)[(s.before + r) * a.ldo + unit]
-                                                : as<T>(a.h_0)[r * a.K + unit];
 }
 
 template <class C, class T>
@@ -182,10 +155,6 @@ SEQKERN_FOR_TYPES(SEQKERN_ACTIVATE_KERNELS, gru, Gru)
   extern "C" __global__ void __launch_bounds__(kMostThreads)                          \
       seqkern_step_project_##type(SEQKERN_PARAMETER StepBackward args, int per_row) { \
     step_project<T>(args, per_row);                                                   \
-  }                                                                                   \
-  extern "C" __global__ void __launch_bounds__(kMostThreads)                          \
-      seqkern_gather_##type(SEQKERN_PARAMETER Gather args, int per_row) {             \
-    gather<T>(args, per_row);                                                         \
   }
 SEQKERN_FOR_TYPES(SEQKERN_TYPE_KERNELS, )
 
@@ -214,15 +183,6 @@ void launch_step_project(Type type, const StepBackward& args, Stream stream) {
       seqkern_step_project_f32, seqkern_step_project_f64, seqkern_step_project_bf16,
       seqkern_step_project_f16};
   const Shape shape = shape_for(most_rows(args), args.direction[0].K, args.count);
-  if (shape.grid.x == 0) return;
-  launch(kKernels[int(type)], shape.grid, dim3(shape.threads), 0, stream, args,
-         shape.blocks_per_row);
-}
-
-void launch_gather(Type type, const Gather& args, Stream stream) {
-  static void (*const kKernels[kNumTypes])(Gather, int) = {seqkern_gather_f32, seqkern_gather_f64,
-                                                           seqkern_gather_bf16, seqkern_gather_f16};
-  const Shape shape = shape_for(args.rows, args.K, 1);
   if (shape.grid.x == 0) return;
   launch(kKernels[int(type)], shape.grid, dim3(shape.threads), 0, stream, args,
          shape.blocks_per_row);

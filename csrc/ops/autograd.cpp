@@ -6,6 +6,7 @@
 #include <c10/util/SmallVector.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <array>
 #include <string>
 #include <vector>
 
@@ -89,6 +90,16 @@ Optional if_defined(const Tensor& tensor) {
 
 Tensor or_zeros(const Tensor& grad, const Tensor& like) {
   return grad.defined() ? grad : at::zeros_like(like);
+}
+
+// The gradients of h_n and c_n. Where nobody used either, one tensor of zeros will do for both: on
+// CUDA each is a launch.
+std::array<Tensor, 2> grads_or_zeros(const Tensor& grad_h, const Tensor& grad_c, const Tensor& h,
+                                     const Tensor& c) {
+  const Tensor of_h = or_zeros(grad_h, h);
+  if (!c.defined()) return {of_h, Tensor()};
+  const bool same = !grad_h.defined() && !grad_c.defined() && c.sizes() == h.sizes();
+  return {of_h, same ? of_h : or_zeros(grad_c, c)};
 }
 
 BackwardResult gradients(Cell cell, const Tensor& batch_sizes, const BackwardInputs& in,
@@ -191,10 +202,12 @@ struct LayerFunction : torch::autograd::Function<LayerFunction> {
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const Kept k(ctx);
     const MaybeBelow below;
+    const auto [grad_h_n, grad_c_n] =
+        grads_or_zeros(grads[1], k.c.defined() ? grads[2] : Tensor(), k.h, k.c);
     return k.returned(gradients(k.cell, k.batch_sizes,
                                 {.grad_output = or_zeros(grads[0], k.output),
-                                 .grad_h_n = or_zeros(grads[1], k.h),
-                                 .grad_c_n = k.c.defined() ? or_zeros(grads[2], k.c) : Tensor(),
+                                 .grad_h_n = grad_h_n,
+                                 .grad_c_n = grad_c_n,
                                  .input = k.input,
                                  .h_0 = k.h,
                                  .c_0 = k.c,
@@ -233,21 +246,22 @@ struct StepFunction : torch::autograd::Function<StepFunction> {
     const MaybeBelow below;
     const bool has_c = k.c.defined();
     const Tensor h_0 = k.h.unsqueeze(0);
-    BackwardResult r =
-        gradients(k.cell, Tensor(),
-                  {.grad_output = or_zeros(grads[0], k.h).unsqueeze(0),
-                   .grad_h_n = at::zeros_like(h_0),
-                   .grad_c_n = has_c ? or_zeros(grads[1], k.c).unsqueeze(0) : Tensor(),
-                   .input = k.input.unsqueeze(0),
-                   .h_0 = h_0,
-                   .c_0 = has_c ? k.c.unsqueeze(0) : Tensor(),
-                   .output = k.output.unsqueeze(0),
-                   .gates = k.gates,
-                   .cells = k.cells,
-                   .needs_input_grad = k.needs_input_grad,
-                   .needs_h_0_grad = k.needs_h_grad,
-                   .needs_params_grad = k.needs_params_grad},
-                  k.params);
+    const auto [grad_h_n, grad_c_n] =
+        grads_or_zeros(Tensor(), has_c ? grads[1] : Tensor(), k.h, k.c);
+    BackwardResult r = gradients(k.cell, Tensor(),
+                                 {.grad_output = or_zeros(grads[0], k.h).unsqueeze(0),
+                                  .grad_h_n = grad_h_n.unsqueeze(0),
+                                  .grad_c_n = has_c ? grad_c_n.unsqueeze(0) : Tensor(),
+                                  .input = k.input.unsqueeze(0),
+                                  .h_0 = h_0,
+                                  .c_0 = has_c ? k.c.unsqueeze(0) : Tensor(),
+                                  .output = k.output.unsqueeze(0),
+                                  .gates = k.gates,
+                                  .cells = k.cells,
+                                  .needs_input_grad = k.needs_input_grad,
+                                  .needs_h_0_grad = k.needs_h_grad,
+                                  .needs_params_grad = k.needs_params_grad},
+                                 k.params);
     if (k.needs_input_grad) r.grad_input = r.grad_input.squeeze(0);
     if (k.needs_h_grad) r.grad_h_0 = r.grad_h_0.squeeze(0);
     if (has_c) r.grad_c_0 = r.grad_c_0.squeeze(0);

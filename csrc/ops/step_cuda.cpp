@@ -1,5 +1,9 @@
 #include "ops/step_cuda.h"
 
+#include <ATen/Functions.h>
+
+#include <vector>
+
 #include "ops/layer_cuda.h"
 
 namespace seqkern::ops {
@@ -23,9 +27,12 @@ void stream_step_cuda(Cell cell, const Tensor& input, const Tensor& h, const Ten
                       const Tensor& b_hh, const Tensor& output, int64_t vector_bytes) {
   check_stream_step(cell, input, h, c, w_ih, w_hh, b_ih, b_hh, output, vector_bytes, 0);
   const StepResult r = step_cuda(cell, input, h, c, w_ih, w_hh, b_ih, b_hh);
-  h.copy_(r.h);
-  if (c.defined()) c.copy_(r.c);
-  output.copy_(r.h);
+  std::vector<Tensor> to{h, output}, from{r.h, r.h};
+  if (c.defined()) {
+    to.push_back(c);
+    from.push_back(r.c);
+  }
+  at::_foreach_copy_(to, from);  // one launch
 }
 
 }  // namespace seqkern::ops

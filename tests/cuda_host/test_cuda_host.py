@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+from collections import Counter
 
 import pytest
 import torch
@@ -294,6 +295,19 @@ def test_chunks(tier, kind, D, ragged):
         check_schedules(c, type, tier, chunk_rows, ("forward", "greedy", "random 2"))
 
 
+@pytest.mark.parametrize("D", (1, 2))
+@pytest.mark.parametrize(
+    ("tier", "kind"), [pair for pair in TIERS_OF_KINDS if pair[0] == "stepwise"]
+)
+def test_runs_of_rows(tier, kind, D):
+    """Bias gradients of more rows than are summed at once, in one chunk and in chunks of two runs."""
+    c = case(kind, T=3, B=700, I=2, H=9, D=D)
+    # In 16 bits rounding moves sums past relu's kink.
+    types = ("f64",) if kind == "rnn_relu" else ("f64", "f16")
+    for type, chunk_rows in itertools.product(types, (0, 1400)):
+        check_schedules(c, type, tier, chunk_rows, ("greedy", "random 1"))
+
+
 @pytest.mark.parametrize("batch_sizes", (None, (3, 2, 2, 1)), ids=("padded", "ragged"))
 @pytest.mark.parametrize("schedule", ("greedy", "random 1"))
 @pytest.mark.parametrize(("tier", "kind"), EXACT_TIERS_OF_KINDS)
@@ -328,18 +342,54 @@ def test_step_gradients(tier, kind, save):
     assert found[tier][-2].shape == (2, 12, c.P or c.H)
 
 
-@pytest.mark.parametrize("cell", CELLS)
-def test_tiers_are_what_they_say(cell):
-    """The stepwise tier launches once a step, the others once a chunk."""
-    c = Case(cell, T=9, B=3, I=2, H=5)
-    launches = {}
-    for tier in TIERS:
-        arguments = c.arguments(TYPES[TYPES_OF_TIERS[tier][0]])
+# Operators of torch that launch nothing on a GPU.
+NO_LAUNCH = {"empty", "view", "t", "transpose", "as_strided", "select", "narrow", "slice"}
+
+
+def launches_of(function, *arguments) -> tuple[object, int, Counter]:
+    """What an operator returns, how many kernels it launched and what it asked of torch beside
+    views and memory."""
+    host.take_counts()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        result = function(*arguments)
+    asked = [
+        e.name.removeprefix("aten::")
+        for e in profile.events()
+        if e.cpu_parent and e.cpu_parent.name.startswith("seqkern::")
+    ]
+    return result, host.take_counts()[0], Counter(n for n in asked if n not in NO_LAUNCH)
+
+
+@pytest.mark.parametrize("D", (1, 2))
+@pytest.mark.parametrize("bias", (True, False))
+@pytest.mark.parametrize(("tier", "cell"), [pair for pair in TIERS_OF_KINDS if pair[1] in CELLS])
+def test_launches(tier, cell, bias, D):
+    """As few as the page says, products alone from torch, whatever the number of directions. In 16 bits
+    torch's CPU products convert, and the kernels are counted alone."""
+    c = Case(cell, T=9, B=3, I=2, H=5, D=D, bias=bias)
+    gru, steps = cell == "gru", 9 if tier == "stepwise" else 1
+    types = ("f32", "f16") if tier != "mma" else ("f16",)
+    for type, save in itertools.product(types, ("gates", "states")):
+        arguments = c.arguments(TYPES[type])
+        input, h_0, c_0 = arguments.pop("input"), arguments.pop("h_0"), arguments.pop("c_0", None)
+        tensors = (input, None, h_0, c_0, list(arguments.values()))
         with running("forward", tier):
-            host.take_counts()
-            c.call(functional, *arguments.values())
-            launches[tier] = host.take_counts()[0]
-    assert launches == {tier: 9 if tier == "stepwise" else 1 for tier in TIERS}
+            results, kernels, torchs = launches_of(ops.FORWARD[cell], *tensors, save)
+            products = D * (1 + (steps if tier == "stepwise" else 0))
+            assert kernels == 1 + steps
+            assert type == "f16" or torchs == {"mm": products}
+
+            ones = [torch.ones_like(t) if t.numel() else None for t in results[:3]]
+            saved = (results[0], *results[3:])
+            needs = (True, True, True, False)
+            _, kernels, torchs = launches_of(ops.BACKWARD[cell], *ones, *tensors, *saved, *needs)
+            again = save == "states" and cell in ("lstm", "gru")
+            products = D * (3 + 2 * again + (steps if tier == "stepwise" else 0))
+            # Both directions' products of the input's gradient meet in one.
+            expected = {"mm": products - (D - 1)} | ({"addmm": 1} if D == 2 else {})
+            finish = bias or gru or type == "f16"
+            assert kernels == 1 + again * D + steps + finish
+            assert type == "f16" or torchs == expected
 
 
 @pytest.mark.parametrize("tier", [tier for tier in TIERS if tier != "stepwise"])

@@ -45,15 +45,17 @@ constexpr double kBlockStepClocks = 400;
 // Of a step that crosses blocks, measured (docs/cuda.md): what blocks need to know that all have
 // published, and for each KiB of h that a block reads, or of partial sums that it reads or writes.
 constexpr double kExchangeNs = 1300, kStatesNs = 12.5, kPartialsNs = 20;
+// And for each unit whose partial sum a block of the grid tier writes and others wait for.
+constexpr double kPartialUnitNs = 2.5;
 // The grid tier's pointwise part, with its barriers and trips to L2; measured.
 constexpr double kGridPointwiseClocks = 1700;
-// The tensor cores' kernels, measured: clocks of any step, what one takes more where a block has
-// all units, of a warp's step of 16 terms, and of the pointwise part for a pair of each lane, on
-// one of a multiprocessor's four schedulers.
+// The tensor cores' kernels, measured: clocks of any step where blocks exchange, and of these what
+// each gate adds; of one where a block has all units; of a warp's step of 16 terms, and of the
+// pointwise part for a pair of each lane, on one of a multiprocessor's four schedulers.
 struct MmaClocks {
-  double step, alone, terms, pair;
+  double step, gate, alone, terms, pair;
 };
-constexpr MmaClocks kMmaForward{2300, 0, 60, 80}, kMmaBackward{2200, 1500, 60, 200};
+constexpr MmaClocks kMmaForward{350, 325, 2300, 60, 80}, kMmaBackward{1650, 140, 3700, 60, 200};
 // Bytes that shared memory moves in a clock, and a multiprocessor's part of what L2 and DRAM do.
 constexpr double kBankBytes = 128, kL2Bytes = 32, kDramBytes = 10;
 // Around a step's sum: the exchange between lanes, biases, the cell, loads and stores.
@@ -191,6 +193,7 @@ Cost grid_cost(const Problem& p, const DeviceProperties& d) {
           .instructions = instructions + kPointwiseInstructions * rounds,
           .nanoseconds = clocks / kGigahertz + kExchangeNs +
                          (p.backward ? kPartialsNs : kStatesNs) * exchanged / 1024 +
+                         (p.backward ? kPartialUnitNs * double(p.H) : 0) +
                          memory_ns(dram, dram, d)};
 }
 
@@ -211,7 +214,7 @@ Cost mma_cost(const Problem& p, const DeviceProperties& d) {
   const MmaClocks& of = p.backward ? kMmaBackward : kMmaForward;
   const double clocks = std::max(shared / kBankBytes, steps / shape.splits * of.terms) +
                         pairs * std::max<double>(warps / double(kSchedulers), 1) * of.pair +
-                        of.step + (exchanges ? 0 : of.alone);
+                        (exchanges ? of.step + of.gate * G : of.alone);
   const int64_t sets = int64_t{shape.row_tiles} * p.directions;
   const int64_t rounds = exchanges ? 1 : ceil_div(sets, d.multiprocessors);
   const double dram = streamed_bytes(p);

@@ -91,6 +91,12 @@ int main() {
       {kA100, problem(Cell::Lstm, Type::F16, 16, 1024), Tier::Mma},
       {kA100, problem(Cell::Gru, Type::BF16, 64, 512), Tier::Mma},
       {kH100, problem(Cell::Lstm, Type::BF16, 16, 768), Tier::Mma},
+      // Also for few rows, where blocks exchange anyway; measured.
+      {kH100, problem(Cell::Lstm, Type::F16, 8, 256), Tier::Mma},
+      {kH100, problem(Cell::RnnTanh, Type::F16, 32, 192), Tier::Mma},
+      {kH100, problem(Cell::RnnTanh, Type::F16, 1, 192), Tier::Mma},
+      {kH100, backward(problem(Cell::Lstm, Type::F16, 8, 512)), Tier::Mma},
+      {kH100, backward(problem(Cell::Gru, Type::F16, 1, 384)), Tier::Mma},
       {kT4, problem(Cell::Lstm, Type::F16, 16, 48), Tier::Block},
       {kH100, problem(Cell::Lstm, Type::BF16, 4096, 1024), Tier::Stepwise},
       {kH100, backward(problem(Cell::Lstm, Type::BF16, 16, 768)), Tier::Mma},

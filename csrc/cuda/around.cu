@@ -129,10 +129,22 @@ SEQKERN_DEVICE void prepare(const Prepare& args) {
 
 template <class F>
 SEQKERN_DEVICE auto sum_every(const F* from, int64_t begin, int64_t end, int64_t width) {
+  constexpr int kStride = kFinishThreads / kColumns, kAtOnce = 8;
   decltype(to_float(F{})) sum{};
-#pragma unroll 8
-  for (int64_t row = begin; row < end; row += kFinishThreads / kColumns) {
-    sum += to_float(from[row * width]);
+  // Eight loads are on their way before the first is waited for, also of the last rows: loads that
+  // are there for all are not put off, as those with conditions are.
+#pragma unroll 1
+  for (int64_t first = begin; first < end; first += kAtOnce * kStride) {
+    F values[kAtOnce];
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      const int64_t row = first + k * kStride;
+      values[k] = from[(row < end ? row : first) * width];
+    }
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      if (first + k * kStride < end) sum += to_float(values[k]);
+    }
   }
   return sum;
 }

@@ -27,11 +27,8 @@ class Arguments {
   // Whether it is a tensor of torch's own classes that no transform has wrapped.
   bool take(py::handle object) {
     if (!THPVariable_CheckExact(object.ptr())) return false;
-    constexpr c10::DispatchKeySet wrappers({c10::DispatchKey::FuncTorchGradWrapper,
-                                            c10::DispatchKey::FuncTorchBatched,
-                                            c10::DispatchKey::Batched});
     const at::Tensor& tensor = THPVariable_Unpack(object.ptr());
-    if (tensor.key_set().has_any(wrappers)) return false;
+    if (seqkern::ops::wrapped(tensor)) return false;
     requires_grad_ = requires_grad_ || tensor.requires_grad();
     taken_.push_back(tensor);
     return true;

@@ -292,6 +292,19 @@ def test_vmap(kind, kwargs):
 
 
 @short_forms
+def test_batched_gradients(kind, kwargs):
+    ours, _ = pair(kind, kwargs)
+    x, states = arguments(ours)
+    output = call(ours, x, states, LENGTHS[0])[0]
+    grads = torch.randn(3, *output.shape, dtype=x.dtype)
+    inputs = [x, *states]
+    together = torch.autograd.grad(output, inputs, grads, is_grads_batched=True, retain_graph=True)
+    one_by_one = [torch.autograd.grad(output, inputs, g, retain_graph=True) for g in grads]
+    for batched, each in zip(together, zip(*one_by_one, strict=True), strict=True):
+        torch.testing.assert_close(batched, torch.stack(each))
+
+
+@short_forms
 def test_func_grad(kind, kwargs):
     module, _ = pair(kind, kwargs)
     inputs = torch.stack([arguments(module)[0] for _ in range(2)]).detach()

@@ -70,16 +70,22 @@ const auto& backward_op(Cell cell) {
 using Gather = Tensor(const Tensor& padded, const Tensor& source);
 using Scatter = Tensor(const Tensor& rows, const Tensor& source, const Tensor& padding);
 
-// padded [first, second, W], flattened, as the operator takes it, and back.
+// padded [first, second, W], flattened, as the operator takes it, and back. Batched gradients come
+// as wrapped tensors, for which the operators have no rules.
 Tensor gathered(const Tensor& padded, const Tensor& source) {
   static const auto op = op_named<Gather>("seqkern::gather_rows");
-  return op.call(padded.flatten(0, 1), source);
+  const Tensor flat = padded.reshape({padded.size(0) * padded.size(1), padded.size(2)});
+  return wrapped(padded) ? flat.index_select(0, source) : op.call(flat, source);
 }
 
 Tensor scattered(const Tensor& rows, const Tensor& source, const Tensor& padding, int64_t first,
                  int64_t second) {
   static const auto op = op_named<Scatter>("seqkern::scatter_rows");
-  return op.call(rows, source, padding).view({first, second, rows.size(1)});
+  const int64_t width = rows.size(1);
+  const Tensor flat = wrapped(rows)
+                          ? rows.new_zeros({first * second, width}).index_copy(0, source, rows)
+                          : op.call(rows, source, padding);
+  return flat.view({first, second, width});
 }
 
 LayerGrad layer_grad = nullptr;
@@ -371,6 +377,13 @@ StepResult plain_step(Cell cell, const Tensor& input, const Optional& h, const O
                                                        of_cell<Step>(Cell::RnnTanh, "_step"),
                                                        of_cell<Step>(Cell::RnnRelu, "_step")};
   return {ops[static_cast<int>(cell) - 1].call(input, h, w_ih, w_hh, b_ih, b_hh), Tensor()};
+}
+
+bool wrapped(const Tensor& tensor) {
+  constexpr c10::DispatchKeySet wrappers({c10::DispatchKey::FuncTorchGradWrapper,
+                                          c10::DispatchKey::FuncTorchBatched,
+                                          c10::DispatchKey::Batched});
+  return tensor.key_set().has_any(wrappers);
 }
 
 void set_layer_grad(LayerGrad given) { layer_grad = given; }

@@ -40,6 +40,9 @@ StepResult plain_step(Cell cell, const at::Tensor& input, const std::optional<at
                       const at::Tensor& w_hh, const std::optional<at::Tensor>& b_ih,
                       const std::optional<at::Tensor>& b_hh);
 
+// Whether a transform of torch.func, or vmap as autograd itself uses it, has wrapped a tensor.
+bool wrapped(const at::Tensor& tensor);
+
 // Rows of a padded batch [first, second, W] with a length for each sequence, by lengths_cpu.h's
 // indices, taken out as [R, W] and put back among zeros; as nodes where a gradient is wanted.
 at::Tensor take_rows(const at::Tensor& padded, const at::Tensor& source, const at::Tensor& padding);

@@ -116,24 +116,30 @@ py::object step(std::string_view cell_name, const py::args& given) {
   return py::make_tuple(wrap(std::move(r.h)), wrap(std::move(r.c)));
 }
 
-// Rows of a padded batch and back, on the CPU: ops/autograd.h. None as above.
-py::object take_rows(py::handle padded, const at::Tensor& source, const at::Tensor& padding) {
+// What work(tensor) returns for a tensor on the CPU; None as above.
+template <typename F>
+py::object on_cpu(py::handle tensor, F&& work) {
   Arguments args;
-  if (!plain_mode() || !args.take(padded) || !args[0].is_cpu()) return py::none();
-  py::gil_scoped_release no_gil;
-  const at::Tensor rows = seqkern::ops::take_rows(args[0], source, padding);
-  py::gil_scoped_acquire gil;
-  return wrap(rows);
+  if (!plain_mode() || !args.take(tensor) || !args[0].is_cpu()) return py::none();
+  at::Tensor result;
+  {
+    py::gil_scoped_release no_gil;
+    result = work(args[0]);
+  }
+  return wrap(std::move(result));
 }
 
+// Rows of a padded batch and back: ops/autograd.h.
+py::object take_rows(py::handle padded, const at::Tensor& source, const at::Tensor& padding) {
+  return on_cpu(padded, [&](const at::Tensor& from) {
+    return seqkern::ops::take_rows(from, source, padding);
+  });
+}
 py::object put_rows(py::handle rows, const at::Tensor& source, const at::Tensor& padding,
                     int64_t first, int64_t second) {
-  Arguments args;
-  if (!plain_mode() || !args.take(rows) || !args[0].is_cpu()) return py::none();
-  py::gil_scoped_release no_gil;
-  const at::Tensor padded = seqkern::ops::put_rows(args[0], source, padding, first, second);
-  py::gil_scoped_acquire gil;
-  return wrap(padded);
+  return on_cpu(rows, [&](const at::Tensor& from) {
+    return seqkern::ops::put_rows(from, source, padding, first, second);
+  });
 }
 
 // seqkern/autograd.py's LayerGrad.apply; lives as long as the process.

@@ -17,11 +17,9 @@ __all__ = [
     "CELLS",
     "CUDA_KERNELS",
     "FORWARD",
-    "GATHER_ROWS",
     "KERNEL_DTYPES",
     "LAYOUT",
     "PACK",
-    "SCATTER_ROWS",
     "STEP",
     "STREAM_STEP",
 ]
@@ -33,8 +31,6 @@ STEP = {cell: getattr(torch.ops.seqkern, f"{cell}_step").default for cell in CEL
 PACK = {cell: getattr(torch.ops.seqkern, f"{cell}_pack").default for cell in CELLS}
 STREAM_STEP = {cell: getattr(torch.ops.seqkern, f"{cell}_stream_step").default for cell in CELLS}
 LAYOUT = torch.ops.seqkern.layout.default
-GATHER_ROWS = torch.ops.seqkern.gather_rows.default
-SCATTER_ROWS = torch.ops.seqkern.scatter_rows.default
 KERNEL_DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 CUDA_KERNELS = _C.build_info()["cuda"]
 

@@ -532,24 +532,38 @@ def test_rows_there_and_back(dtype):
     padded = torch.randn(2000, 40).to(dtype)  # enough for several threads
     index = torch.randperm(2000)
     source, padding = index[:900].contiguous(), index[900:].contiguous()
-    rows = ops.GATHER_ROWS(padded, source)
+    rows = torch.ops.seqkern.gather_rows(padded, source)
     assert torch.equal(rows, padded[source])
-    back = ops.SCATTER_ROWS(rows, source, padding)
+    back = torch.ops.seqkern.scatter_rows(rows, source, padding)
     expected = padded.index_fill(0, padding, 0)
     assert torch.equal(back, expected)
-    assert torch.equal(ops.SCATTER_ROWS(rows.t().contiguous().t(), source, padding), expected)
+    assert torch.equal(
+        torch.ops.seqkern.scatter_rows(rows.t().contiguous().t(), source, padding), expected
+    )
 
 
 def test_row_operators_name_what_does_not_fit():
     rows, index = torch.zeros(3, 2), torch.arange(3)
     for call, message in (
-        (lambda: ops.GATHER_ROWS(rows[0], index), "padded must be a 2-D CPU tensor"),
-        (lambda: ops.GATHER_ROWS(rows, index.int()), "source must be a contiguous 1-D int64"),
-        (lambda: ops.GATHER_ROWS(rows, index + 1), "source must lie in the 3 rows"),
-        (lambda: ops.GATHER_ROWS(rows, index - 1), "source must lie in the 3 rows"),
-        (lambda: ops.SCATTER_ROWS(rows, index[:2], index[2:]), "must have the 2 rows of source"),
-        (lambda: ops.SCATTER_ROWS(rows, index + 2, index[:1]), "must lie in their 4 rows"),
-        (lambda: ops.SCATTER_ROWS(rows, index, index[:1] - 1), "must lie in their 4 rows"),
+        (lambda: torch.ops.seqkern.gather_rows(rows[0], index), "padded must be a 2-D CPU tensor"),
+        (
+            lambda: torch.ops.seqkern.gather_rows(rows, index.int()),
+            "source must be a contiguous 1-D int64",
+        ),
+        (lambda: torch.ops.seqkern.gather_rows(rows, index + 1), "source must lie in the 3 rows"),
+        (lambda: torch.ops.seqkern.gather_rows(rows, index - 1), "source must lie in the 3 rows"),
+        (
+            lambda: torch.ops.seqkern.scatter_rows(rows, index[:2], index[2:]),
+            "must have the 2 rows of source",
+        ),
+        (
+            lambda: torch.ops.seqkern.scatter_rows(rows, index + 2, index[:1]),
+            "must lie in their 4 rows",
+        ),
+        (
+            lambda: torch.ops.seqkern.scatter_rows(rows, index, index[:1] - 1),
+            "must lie in their 4 rows",
+        ),
         (lambda: ops.LAYOUT(rows, 3, False), "lengths must be a contiguous 1-D int64"),
     ):
         with pytest.raises(RuntimeError, match=message):

@@ -1,6 +1,7 @@
 """Runs the programs of tests/cpp, each compiled for each SIMD level."""
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,16 @@ def test_bfloat16_products():
     if not _C.cpu_bfloat16():
         pytest.skip("this machine or build has no kernels for bfloat16")
     run(Path("test_gemm.cpp"), "avx512_bf16")
+
+
+def test_vector_tables():
+    script = Path(__file__).parent.parent / "tools" / "vector_tables.py"
+    if not script.exists():
+        pytest.skip("the tools are not here")
+    result = subprocess.run(
+        [sys.executable, script, "--check"], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 def run(source, level):

@@ -20,6 +20,8 @@
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
+
+#include "cpu/vec_tables.h"
 #endif
 
 #ifndef SEQKERN_CAPABILITY
@@ -342,8 +344,13 @@ struct Math {
 
   static SEQKERN_INLINE V exp(V x) { return reduce(clamp(x, S::kExpMin, S::kExpMax)).exp(); }
 
+  // By tables, where a permutation looks something up in each lane.
+  static constexpr bool kLooksUp = sizeof(T) == 4 && kVectorBytes == 64;
+
   // The sign is part of the multiply-adds after the clamp.
-  static SEQKERN_INLINE V sigmoid(V x) {
+  static SEQKERN_INLINE V sigmoid(V x)
+    requires(!kLooksUp)
+  {
     return 1 / (1 + reduce(-clamp(x, -S::kExpMax, -S::kExpMin)).exp());
   }
 
@@ -352,7 +359,7 @@ struct Math {
   // to 1, and so its error, is small: e^{2r} may be a plain polynomial, and ln(2)/2 one number
   // where its multiple is not rounded before the subtraction.
   static SEQKERN_INLINE V tanh(V x)
-    requires(sizeof(T) == 4)
+    requires(sizeof(T) == 4 && !kLooksUp)
   {
     const U sign = (U)x & (U(broadcast<T>(-T(0))));
     const V a = (V)((U)x ^ sign), z = x * x;
@@ -381,6 +388,52 @@ struct Math {
     const V m = e.scale * e.expm1 + (e.scale - 1);
     return m / (m + 2);
   }
+
+#if defined(__AVX512F__)
+  static SEQKERN_INLINE V fma(V a, V b, V c) {
+    return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+  }
+
+  // e^-x = 2^(n / 16) e^r with |r| <= ln(2)/32, so that three terms of e^r are enough. Below kLeast
+  // the result, no normal number, is 0.
+  static SEQKERN_INLINE V sigmoid(V x)
+    requires(kLooksUp)
+  {
+    constexpr float kLeast = -87, kMost = 87;
+    const __mmask16 some = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(kLeast), _CMP_NLT_UQ);
+    const V y = at_most(kMost, x);
+    const V shifted = y * (-16 * S::kLog2e) + S::kRound;
+    const V n = shifted - S::kRound;
+    const V r = (-y - n * (S::kLn2Hi / 16)) - n * (S::kLn2Lo / 16);
+    const __m512i j = (__m512i)shifted;  // the last four bits
+    const V root = (V)_mm512_maskz_permutexvar_ps(__mmask16(-1), j, _mm512_load_ps(kRoot)),
+            rest = (V)_mm512_maskz_permutexvar_ps(__mmask16(-1), j, _mm512_load_ps(kRootRest));
+    const V power = (V)((U)root + (((U)shifted >> 4) << S::kMantissa));
+    const V q = fma(r, fma(r, broadcast<T>(T(1) / 6), broadcast<T>(T(0.5))), broadcast<T>(1));
+    const V e = fma(power, fma(r, q, rest), power);
+    return (V)_mm512_maskz_div_ps(some, _mm512_set1_ps(1), (__m512)(1 + e));
+  }
+
+  // A polynomial in each of 32 intervals, without a division. (The compiler does not fuse an
+  // addition of what it permutes with the product before it.)
+  static SEQKERN_INLINE V tanh(V x)
+    requires(kLooksUp)
+  {
+    const __m512i minus_zero = _mm512_set1_epi32(INT32_MIN);
+    const V y = at_most(S::kTanhMax, (V)((U)x & ~(U)minus_zero));
+    const __m512i interval = (__m512i)((U)at_least(kTanhLeast, y) >> 21);  // the last five bits
+    const auto look_up = [&](const float* table) __attribute__((always_inline)) {
+      return (V)_mm512_permutex2var_ps(_mm512_load_ps(table), interval, _mm512_load_ps(table + 16));
+    };
+    const V d = y - look_up(kTanhCentre);
+    V q = look_up(kTanhSlope[kTanhSlopes - 1]);
+#pragma GCC unroll 16
+    for (int i = kTanhSlopes - 2; i >= 0; --i) q = fma(q, d, look_up(kTanhSlope[i]));
+    const V magnitude = fma(q, d, look_up(kTanhValue));
+    constexpr int kAOrBAndC = 0xf8;
+    return (V)_mm512_ternarylogic_epi32((__m512i)magnitude, (__m512i)x, minus_zero, kAOrBAndC);
+  }
+#endif
 };
 
 }  // namespace seqkern::cpu::SEQKERN_CAPABILITY

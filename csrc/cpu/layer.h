@@ -64,27 +64,52 @@ SEQKERN_INLINE void for_tiles(int64_t begin, int64_t end, int64_t most, Multiply
 
 // With a packed panel of so many vectors, for the rows of a. Meanwhile the panel to be read next
 // comes from the third cache into the second, by parts, with each of the first tiles: the tiles
-// that follow read the panel that they have from the second, so that the third would be idle. (One
-// tile alone would wait.)
+// that follow read the panel that they have from the second, so that the third would be idle. One
+// tile alone would wait: where most panels come from the third (far), it asks for its own earlier
+// than the processor does by itself. And there two or four tiles of fewer rows, which read each
+// panel as often, are slower than one or two that are as high as half the vectors allow, with one
+// half of them after the other.
 template <class T, int Vectors, class Epilogue>
 SEQKERN_INLINE void for_tiles(int64_t begin, int64_t end, const T* a, int64_t lda, const T* panel,
-                              int64_t panel_vectors, const T* next, int64_t k,
+                              int64_t panel_vectors, const T* next, int64_t k, bool far,
                               Epilogue&& epilogue) {
   using A = Arithmetic<T>;
   using O = Operand<T>;
   constexpr int64_t kTerms = kOperandTerms<T>;
-  const int64_t most = max_rows(Vectors), n = k / kTerms;
-  // Vectors to a tile for each of k: with fewer tiles than a panel has vectors two.
-  const int64_t vectors = end - begin <= most || panel_vectors < Vectors ? 0
-                          : end - begin <= most * (Vectors - 1)          ? 2
-                                                                         : 1;
+  const int64_t most = max_rows(Vectors), n = k / kTerms, rows_in_all = end - begin;
   const O* ahead = operands(next);
   const O* const last = ahead + n * Vectors * kLanesOf<T>;
+  const bool whole = panel_vectors == Vectors;
+  if constexpr (Vectors == 4 && kVectorBytes == 64) {
+    constexpr int64_t high = max_rows(2), half = 2 * kLanesOf<T>;
+    const int64_t tiles = ceil_div(rows_in_all, high);
+    if (far && whole && tiles <= 2 && rows_in_all >= tiles * (high - 1)) {
+      for_tiles<T, Vectors>(
+          begin, end, high,
+          [&](int64_t first, int rows, A* out) {
+            for (int64_t column = 0; column < 2 * half; column += half) {
+              const auto product = tiles == 1 ? product_for<A, 2, O, kOwnAhead, Vectors>(rows)
+                                              : product_for<A, 2, O, 1, Vectors>(rows);
+              product(out + column, operands(a + first * lda), lda / kTerms,
+                      operands(panel) + column, n, false, ahead);
+              ahead += n * kLanesOf<T>;
+            }
+          },
+          epilogue);
+      return;
+    }
+  }
+  const bool own = far && whole && 1 < rows_in_all && rows_in_all <= most;
+  // Vectors to a tile for each of k: with fewer tiles than a panel has vectors two.
+  const int64_t vectors = rows_in_all <= most || !whole         ? 0
+                          : rows_in_all <= most * (Vectors - 1) ? 2
+                                                                : 1;
   for_tiles<T, Vectors>(
       begin, end, most,
       [&](int64_t first, int rows, A* out) {
         const bool more = vectors > 0 && ahead < last;
-        const auto product = !more          ? product_of_panel<A, Vectors, O>(panel_vectors, rows)
+        const auto product = own            ? product_for<A, Vectors, O, kOwnAhead>(rows)
+                             : !more        ? product_of_panel<A, Vectors, O>(panel_vectors, rows)
                              : vectors == 1 ? product_for<A, Vectors, O, 1>(rows)
                                             : product_for<A, Vectors, O, 2>(rows);
         product(out, operands(a + first * lda), lda / kTerms, operands(panel), n, false, ahead);
@@ -379,9 +404,9 @@ void forward(const ForwardArgs<T>& a, const Worker& worker) {
       const T *panel = a.w_hh + p * panel_size<T>(G, K),
               *next = a.w_hh + next_panel * panel_size<T>(G, K);
       for_tiles<T, kVectors>(old.begin, old.end, h_prev, a.ldo, panel, shape.vectors, next, K,
-                             epilogue);
+                             worker.alternate, epilogue);
       for_tiles<T, kVectors>(fresh.begin, fresh.end, a.h_0, K, panel, shape.vectors, next, K,
-                             epilogue);
+                             worker.alternate, epilogue);
     });
     if (i + 1 < a.steps.end && !a.w_hr && !a.plain_w_hh) {
       const Step following = step(i + 1);
@@ -400,7 +425,7 @@ void forward(const ForwardArgs<T>& a, const Worker& worker) {
         const int64_t vectors = panel_at<T>(1, K, p).vectors;
         for_tiles<T, kPlainVectors>(
             all.begin, all.end, a.hidden, H, a.w_hr + p * panel_size<T>(1, H), vectors,
-            a.w_hr + next_panel * panel_size<T>(1, H), H,
+            a.w_hr + next_panel * panel_size<T>(1, H), H, worker.alternate,
             [&](int64_t first, int64_t rows, const A* out) {
               for_unit_vectors<A, kPlainVectors>(p, K, [&](int64_t unit, int64_t u, auto lanes) {
                 for (int64_t r = 0; r < rows; ++r) {
@@ -541,7 +566,7 @@ void backward(const BackwardArgs<T>& a, const Worker& worker) {
         if (going_on.begin < going_on.end) {
           for_tiles<T, kPlainVectors>(
               going_on.begin, going_on.end, next, width, a.w_hh + p * panel_size<T>(1, k), vectors,
-              a.w_hh + next_panel * panel_size<T>(1, k), k,
+              a.w_hh + next_panel * panel_size<T>(1, k), k, worker.alternate,
               [&](int64_t first, int64_t rows, const A* out) {
                 epilogue(a, s, p, first, rows, Source<A>{out, vectors * kLanes, kLanes, 0});
               });
@@ -562,13 +587,13 @@ void backward(const BackwardArgs<T>& a, const Worker& worker) {
       const T* grad_h = a.grad_h + (s.row - steps.offsets[steps.begin]) * K;
       part.deal(num_panels<T>(1, H), s.rows, [&](int64_t p, int64_t next_panel, Range all) {
         const int64_t vectors = panel_at<T>(1, H, p).vectors;
-        for_tiles<T, kPlainVectors>(all.begin, all.end, grad_h, K, a.w_hr + p * panel_size<T>(1, K),
-                                    vectors, a.w_hr + next_panel * panel_size<T>(1, K), K,
-                                    [&](int64_t first, int64_t rows, const A* out) {
-                                      backward_epilogue<C>(
-                                          a, s, p, first, rows,
-                                          Source<A>{out, vectors * kLanes, kLanes, 0});
-                                    });
+        for_tiles<T, kPlainVectors>(
+            all.begin, all.end, grad_h, K, a.w_hr + p * panel_size<T>(1, K), vectors,
+            a.w_hr + next_panel * panel_size<T>(1, K), K, worker.alternate,
+            [&](int64_t first, int64_t rows, const A* out) {
+              backward_epilogue<C>(a, s, p, first, rows,
+                                   Source<A>{out, vectors * kLanes, kLanes, 0});
+            });
       });
     }
     if (i + 1 < steps.end && !a.w_hr) {

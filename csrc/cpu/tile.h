@@ -64,6 +64,11 @@ SEQKERN_INLINE uint32_t read_operand(const uint32_t* p) {
 template <class T>
 inline constexpr int kLanesOf = Simd<Arithmetic<T>>::kLanes;
 
+// Instead of another panel's vectors (Ahead) a tile may bring its own, so many bytes before it
+// reads them, into the first cache.
+inline constexpr int kOwnAhead = -1;
+inline constexpr int64_t kOwnAheadBytes = 4096;
+
 // Sums a [Rows, k] x panel [k, Vectors*lanes] in registers, and brings k * Ahead vectors from
 // `ahead` on into the second cache meanwhile. Element (r, i) of a lies at a[r * row_stride + i] or,
 // Interleaved, at a[i * row_stride + r]; the panel's rows lie `width` elements apart. T is that of
@@ -80,6 +85,11 @@ SEQKERN_INLINE void accumulate(Vec<T> (&total)[Rows][Vectors], const O* a, int64
   const auto multiply = [&](int set, int64_t i) __attribute__((always_inline)) {
     const O* w = panel + i * width;
     Vec<O> weight[Vectors];
+    if constexpr (Ahead == kOwnAhead) {
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v)
+        __builtin_prefetch(w + v * kLanes + kOwnAheadBytes / sizeof(O), 0, 3);
+    }
 #pragma GCC unroll 4
     for (int v = 0; v < Ahead; ++v) __builtin_prefetch(ahead + (i * Ahead + v) * kLanes, 0, 2);
 #pragma GCC unroll 4
@@ -121,16 +131,17 @@ SEQKERN_INLINE void accumulate(Vec<T> (&total)[Rows][Vectors], const O* a, int64
 }
 
 // out [Rows, Vectors*lanes] = a [Rows, k] (row stride lda) x panel, or += with add; ahead is read
-// with Ahead alone
-template <class T, int Rows, int Vectors, class O = T, int Ahead = 0>
+// with Ahead alone. Rows of out and of the panel have Width vectors.
+template <class T, int Rows, int Vectors, class O = T, int Ahead = 0, int Width = Vectors>
 void product(T* out, const O* a, int64_t lda, const O* panel, int64_t k, bool add, const O* ahead) {
   Vec<T> total[Rows][Vectors];
-  accumulate<T, Rows, Vectors, false, O, Ahead>(total, a, lda, panel, k, ahead);
+  accumulate<T, Rows, Vectors, false, O, Ahead>(total, a, lda, panel, k, ahead,
+                                                Width * Simd<T>::kLanes);
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 4
     for (int v = 0; v < Vectors; ++v) {
-      T* const to = out + (r * Vectors + v) * Simd<T>::kLanes;
+      T* const to = out + (r * Width + v) * Simd<T>::kLanes;
       store<T>(to, add ? total[r][v] + load<T>(to) : total[r][v]);
     }
   }
@@ -139,14 +150,15 @@ void product(T* out, const O* a, int64_t lda, const O* panel, int64_t k, bool ad
 template <class T, class O = T>
 using Product = void (*)(T*, const O*, int64_t, const O*, int64_t, bool, const O*);
 
-// product<T, rows, Vectors, O, Ahead> for rows in [1, max_rows(Vectors)]
-template <class T, int Vectors, class O = T, int Ahead = 0, int Rows = max_rows(Vectors)>
+// product<T, rows, Vectors, O, Ahead, Width> for rows in [1, max_rows(Vectors)]
+template <class T, int Vectors, class O = T, int Ahead = 0, int Width = Vectors,
+          int Rows = max_rows(Vectors)>
 SEQKERN_INLINE Product<T, O> product_for(int rows) {
   if constexpr (Rows == 1) {
-    return product<T, 1, Vectors, O, Ahead>;
+    return product<T, 1, Vectors, O, Ahead, Width>;
   } else {
-    return rows == Rows ? product<T, Rows, Vectors, O, Ahead>
-                        : product_for<T, Vectors, O, Ahead, Rows - 1>(rows);
+    return rows == Rows ? product<T, Rows, Vectors, O, Ahead, Width>
+                        : product_for<T, Vectors, O, Ahead, Width, Rows - 1>(rows);
   }
 }
 

@@ -236,7 +236,7 @@ void launch_prepare(Type type, const Prepare& args, Stream stream) {
 void launch_run_sums(Type type, const Both<RunSums>& args, Stream stream) {
   static void (*const kKernels[kNumTypes])(Both<RunSums>) = {
       seqkern_run_sums_f32, seqkern_run_sums_f64, seqkern_run_sums_bf16, seqkern_run_sums_f16};
-  const auto runs = [&](int d) { return ceil_div(args.direction[d].of.rows, kSumRows); };
+  const auto runs = [&](int d) { return sum_runs(args.direction[d].of.rows); };
   const int64_t most = args.count == 2 && runs(1) > runs(0) ? runs(1) : runs(0);
   if (most == 0) return;
   launch(kKernels[int(type)],

@@ -181,6 +181,7 @@ void launch_prepare(Type type, const Prepare& args, Stream stream);
 // The sums over the rows of gate gradients: of each run of kSumRows, then of all. Their order
 // depends on sizes alone.
 inline constexpr int64_t kSumRows = 1024;
+constexpr int64_t sum_runs(int64_t rows) { return (rows + kSumRows - 1) / kSumRows; }
 struct Rows {
   const void* from;  // [rows, width]
   int64_t rows, width;
@@ -188,7 +189,7 @@ struct Rows {
 };
 struct RunSums {
   Rows of;
-  void* sums;  // math, [rows / kSumRows rounded up, width]
+  void* sums;  // math, [sum_runs(rows), width]
 };
 void launch_run_sums(Type type, const Both<RunSums>& args, Stream stream);
 

@@ -64,7 +64,7 @@ class BiasGrads {
         width_(run.s.info.grad_gates * run.s.H),
         one_run_(run.chunks.size() == 1 && run.s.R <= cuda::kSumRows) {
     for (int64_t i = 0; !one_run_ && i < run.chunks.size(); ++i) {
-      runs_ += runs(run.chunks.at(i, false));
+      runs_ += cuda::sum_runs(run.chunks.at(i, false).rows);
     }
     sums_ = scratch.reserve(run.s.D * runs_ * width_, Element::Math);
   }
@@ -75,7 +75,7 @@ class BiasGrads {
     args.count = static_cast<int>(run_.s.D);
     for (int64_t d = 0; d < run_.s.D; ++d) {
       args.direction[d] = {.of = rows(dirs[d], chunks[d].rows), .sums = sums(d, done_[d])};
-      done_[d] += runs(chunks[d]);
+      done_[d] += cuda::sum_runs(chunks[d].rows);
     }
     cuda::launch_run_sums(run_.type, args, run_.stream);
   }
@@ -98,9 +98,6 @@ class BiasGrads {
   }
 
  private:
-  static int64_t runs(const Chunk& chunk) {
-    return (chunk.rows + cuda::kSumRows - 1) / cuda::kSumRows;
-  }
   cuda::Rows rows(const BackwardTensors& dir, int64_t n) const {
     return {input_data(dir.grad_gates), n, width_, Element::Store};
   }

@@ -390,7 +390,9 @@ struct Math {
   }
 
 #if defined(__AVX512F__)
-  static SEQKERN_INLINE V fma(V a, V b, V c) {
+  static SEQKERN_INLINE V fma(V a, V b, V c)
+    requires(kLooksUp)
+  {
     return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
   }
 

@@ -88,11 +88,12 @@ def tanh_interval(begin, end) -> tuple[float, float, list]:
         a, b = interpolate(lambda z: (tanh(sqrt(z)) / sqrt(z) - 1) / z, mpf(0), end * end, 2)
         return 0.0, 0.0, [1, 0, a, 0, b, 0]
     centre = centre_near((begin + end) / 2)
-    value = single(tanh(mpf(centre)))
+    # From its own value, not from that of the float: their difference over d is no polynomial.
+    value = tanh(mpf(centre))
     slope = interpolate(
         lambda d: (tanh(centre + d) - value) / d, begin - centre, end - centre, SLOPES
     )
-    return centre, value, slope
+    return centre, single(value), slope
 
 
 def tables() -> dict[str, list]:

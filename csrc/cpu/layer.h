@@ -66,9 +66,9 @@ SEQKERN_INLINE void for_tiles(int64_t begin, int64_t end, int64_t most, Multiply
 // comes from the third cache into the second, by parts, with each of the first tiles: the tiles
 // that follow read the panel that they have from the second, so that the third would be idle. One
 // tile alone would wait: where most panels come from the third (far), it asks for its own earlier
-// than the processor does by itself. And there two or four tiles of fewer rows, which read each
-// panel as often, are slower than one or two that are as high as half the vectors allow, with one
-// half of them after the other.
+// than the processor does by itself. And there two or three tiles, each of which reads the whole
+// panel, are slower than one or two that are as high as half its vectors allow, with one half of
+// them after the other.
 template <class T, int Vectors, class Epilogue>
 SEQKERN_INLINE void for_tiles(int64_t begin, int64_t end, const T* a, int64_t lda, const T* panel,
                               int64_t panel_vectors, const T* next, int64_t k, bool far,

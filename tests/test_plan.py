@@ -14,7 +14,7 @@ LSTM = {
     "panel_units": 8,
     "element_size": 4,
     "min_chunk_rows": 64,
-    "cache_bytes": 2**20,
+    "cache_bytes": 2**19,
     "threads": 2,
 }
 
@@ -40,11 +40,14 @@ def test_rows_are_split_where_weights_are_few():
     assert plan(B=8, H=64, K=64)["split_rows"]
     assert not plan(B=8, H=65, K=64)["split_rows"]
     assert not plan(B=7, H=64, K=64)["split_rows"]
-    # 1 MiB of them, half of a large cache, and more.
-    large = {"B": 8, "H": 256, "K": 256}
-    assert plan(**large, cache_bytes=2**21)["split_rows"]
-    assert not plan(**large, cache_bytes=2**21 - 2**12)["split_rows"]
-    assert not plan(**large | {"K": 257}, cache_bytes=2**21)["split_rows"]
+    # 1 MiB of them, half of a large cache, and more; a quarter of a medium one.
+    for sizes, cache_bytes in (
+        ({"B": 8, "H": 256, "K": 256}, 2**21),
+        ({"B": 8, "H": 128, "K": 128}, 2**20),
+    ):
+        assert plan(**sizes, cache_bytes=cache_bytes)["split_rows"]
+        assert not plan(**sizes, cache_bytes=cache_bytes - 2**12)["split_rows"]
+        assert not plan(**sizes | {"K": sizes["K"] + 1}, cache_bytes=cache_bytes)["split_rows"]
     # The busiest of eight threads would have 5 of 33 rows, or an eighth of the units.
     assert not plan(B=33, H=64, K=64, threads=8)["split_rows"]
     assert plan(B=40, H=64, K=64, threads=8)["split_rows"]
@@ -65,12 +68,16 @@ def test_units_are_split_where_few_panels_are_left():
     assert plan(**one, B=6)["threads"] == 2
 
 
-def test_panels_are_read_there_and_back_where_they_do_not_stay_in_a_large_cache():
-    """4 MiB of weights, 2 MiB to each of two threads; three quarters of the cache are the limit."""
+def test_panels_are_read_there_and_back_where_they_do_not_stay_in_the_cache():
+    """4 MiB of weights, 2 MiB to each of two threads; more than three quarters of a large cache."""
     sizes = {"B": 1, "H": 512, "K": 512, "panel_units": 16}
     assert plan(**sizes, cache_bytes=2**21)["alternate"]
     assert not plan(**sizes, cache_bytes=3 * 2**20)["alternate"]
-    assert not plan(**sizes, cache_bytes=2**20)["alternate"]
+    assert not plan(**sizes, cache_bytes=2**19)["alternate"]
+    # Half of a medium cache, and less.
+    half = sizes | {"H": 256, "K": 256}
+    assert plan(**half, cache_bytes=2**20)["alternate"]
+    assert not plan(**half | {"K": 255}, cache_bytes=2**20)["alternate"]
 
 
 def test_no_more_threads_than_panels_or_than_there_are():

@@ -66,9 +66,9 @@ SEQKERN_INLINE void for_tiles(int64_t begin, int64_t end, int64_t most, Multiply
 // comes from the third cache into the second, by parts, with each of the first tiles: the tiles
 // that follow read the panel that they have from the second, so that the third would be idle. One
 // tile alone would wait: where most panels come from the third (far), it asks for its own earlier
-// than the processor does by itself. And there two or three tiles, each of which reads the whole
-// panel, are slower than one or two that are as high as half its vectors allow, with one half of
-// them after the other.
+// than the processor does by itself. Two or three tiles, each of which reads the whole panel, are
+// slower than one or two that are as high as half its vectors allow, with one half of them after
+// the other.
 template <class T, int Vectors, class Epilogue>
 SEQKERN_INLINE void for_tiles(int64_t begin, int64_t end, const T* a, int64_t lda, const T* panel,
                               int64_t panel_vectors, const T* next, int64_t k, bool far,
@@ -83,7 +83,7 @@ SEQKERN_INLINE void for_tiles(int64_t begin, int64_t end, const T* a, int64_t ld
   if constexpr (Vectors == 4 && kVectorBytes == 64) {
     constexpr int64_t high = max_rows(2), half = 2 * kLanesOf<T>;
     const int64_t tiles = ceil_div(rows_in_all, high);
-    if (far && whole && tiles <= 2 && rows_in_all >= tiles * (high - 1)) {
+    if (whole && tiles <= 2 && rows_in_all >= tiles * (high - 1)) {
       for_tiles<T, Vectors>(
           begin, end, high,
           [&](int64_t first, int rows, A* out) {

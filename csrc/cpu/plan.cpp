@@ -12,14 +12,15 @@ namespace {
 // Flops of a step that take as long as one more thread makes the barrier after it.
 constexpr int64_t kBarrierFlops = 4096;
 
-// A second-level cache from which weights are read fast.
-constexpr int64_t kLargeCache = 2 << 20;
+// Second-level caches from which weights are read fast.
+constexpr int64_t kLargeCache = 2 << 20, kMediumCache = 1 << 20;
 
 // Recurrent weights of no more bytes than this cost less to read again, from the second-level
-// cache, for the rows of every thread, than what a split of the units moves between the cores: half
-// of a large cache, which is a fast one too.
+// cache, for the rows of every thread, than what a split of the units moves between the cores.
 int64_t rows_bytes(int64_t cache_bytes) {
-  return cache_bytes >= kLargeCache ? cache_bytes / 2 : 64 * 1024;
+  return cache_bytes >= kLargeCache    ? cache_bytes / 2
+         : cache_bytes >= kMediumCache ? cache_bytes / 4
+                                       : 64 * 1024;
 }
 
 // Bytes of weights that are worth a core of their own: about 5 us, as two processes whose threads
@@ -86,9 +87,11 @@ int step_threads(int64_t B, int64_t I, int64_t H, int gates, int element_size,
 }
 
 // A sweep over more than the cache holds leaves nothing in it of what the next one begins with.
-// With 1 MiB of it (Zen 4) steps took longer this way.
+// What else a step reads and writes wants room there too: more than a quarter of a large cache, half
+// of a medium one.
 bool alternates(int64_t bytes, int64_t cache_bytes) {
-  return cache_bytes >= kLargeCache && bytes > cache_bytes / 4 * 3;
+  if (cache_bytes < kMediumCache) return false;
+  return cache_bytes >= kLargeCache ? bytes > cache_bytes / 4 * 3 : bytes >= cache_bytes / 2;
 }
 
 int product_threads(int64_t M, int64_t N, int64_t K, int available_threads) {

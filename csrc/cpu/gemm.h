@@ -97,30 +97,45 @@ struct GemmPart {
   int index = 0, count = 1;
 };
 
-// Calls f(i, to, n) for each tile of n rows: a's from the i-th on, to c's.
+// Calls f(i, to, n, next) for each tile of n rows: a's from the i-th on, to c's. The tile that
+// follows begins with a's row `next`.
 template <class F>
 SEQKERN_INLINE void for_row_tiles(const GemmPart& part, F&& f) {
   if (!part.groups) {
     for (int64_t i = 0; i < part.rows; i += kGemmRows) {
-      f(i, i, part.rows - i < kGemmRows ? part.rows - i : int64_t(kGemmRows));
+      f(i, i, part.rows - i < kGemmRows ? part.rows - i : int64_t(kGemmRows), i + kGemmRows);
     }
     return;
   }
+  const auto rows_of = [&](int64_t t) {
+    return share(part.groups, part.offsets[t + 1] - part.offsets[t], part.index, part.count);
+  };
   for (int64_t t = 0; t < part.steps; ++t) {
     const int64_t first = part.offsets[t] - part.offsets[0];
-    const Range mine =
-        share(part.groups, part.offsets[t + 1] - part.offsets[t], part.index, part.count);
+    const Range mine = rows_of(t);
     const int64_t rows = mine.end - mine.begin, tiles = ceil_div(rows, kGemmRows);
     for (int64_t i = 0; i < tiles; ++i) {
       const Range tile = share(rows, int(i), int(tiles));
       const int64_t row = mine.begin + tile.begin;
-      f(first + row, part.c_rows[t] + row, tile.end - tile.begin);
+      const bool in_step = i + 1 < tiles || t + 1 == part.steps;
+      f(first + row, part.c_rows[t] + row, tile.end - tile.begin,
+        in_step ? first + mine.begin + tile.end
+                : part.offsets[t + 1] - part.offsets[0] + rows_of(t + 1).begin);
     }
   }
 }
 
+// Rows of a [rows, k] into the second cache. Past the end of a there may be nothing to fetch.
+template <class O>
+SEQKERN_INLINE void fetch_rows(const O* a, int64_t lda, int64_t rows, int64_t k) {
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t i = 0; i < k; i += 64 / sizeof(O)) __builtin_prefetch(a + r * lda + i, 0, 2);
+  }
+}
+
 // Some k of a thread's part of c: tiles of rows x a group of panels, which stays in the cache. a
-// begins at the terms, c at the first row.
+// begins at the terms, c at the first row. While a tile of rows that lie in memory is multiplied,
+// the next one is fetched: the processor's own prefetching begins anew with each row.
 template <class T, bool Interleaved>
 void gemm_panels(const GemmArgs<T>& g, const GemmPart& part, Range panels, Range terms,
                  const Operand<T>* a, Arithmetic<T>* c) {
@@ -139,7 +154,7 @@ void gemm_panels(const GemmArgs<T>& g, const GemmPart& part, Range panels, Range
   const GemmPanels<T> all(g.N);
   for (int64_t first = panels.begin; first < panels.end; first += group) {
     const int64_t last = panels.end - first < group ? panels.end : first + group;
-    for_row_tiles(part, [&](int64_t i, int64_t to, int64_t n) {
+    for_row_tiles(part, [&](int64_t i, int64_t to, int64_t n, int64_t next) {
       const GemmTile<T> whole = gemm_tile_for<T, Interleaved>(n, kGemmVectors);
       for (int64_t p = first; p < last; ++p) {
         const int64_t column = all.begin(p), columns = all.end(p) - column,
@@ -150,6 +165,10 @@ void gemm_panels(const GemmArgs<T>& g, const GemmPart& part, Range panels, Range
                                      : gemm_tile_for<T, Interleaved>(n, packed_width / kLanesOf<T>);
         const Operand<T>* const panel =
             operands(g.in_place ? g.b : g.packed) + column * column_step + terms.begin * width;
+        if (!Interleaved && first == panels.begin) {
+          const Range rows = share(n, int(p - first), int(last - first));
+          fetch_rows(a + (next + rows.begin) * row_step, row_step, rows.end - rows.begin, K);
+        }
         for (int64_t k0 = 0; k0 < least; k0 += depth) {
           const int64_t k = K - k0 < depth ? K - k0 : depth;
           tile(c + to * g.ldc + column, g.ldc, columns, a + i * row_step + k0 * term_step,

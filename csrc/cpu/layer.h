@@ -493,9 +493,19 @@ void backward_epilogue(const BackwardArgs<T>& a, const Step& s, int64_t p, int64
   using V = Vec<A>;
   constexpr int S = C::kSaved, GG = C::kGradGates;
   const int64_t H = a.H, chunk_row = s.row - a.steps.offsets[a.steps.begin];
+  // From a step's rows to those of the next one to be done, in a padded batch or nearly so.
+  const int64_t onward = s.before - s.row;
   for_unit_vectors<A, kPlainVectors>(p, H, [&](int64_t unit, int64_t u, auto lanes) {
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t r = first + i, row = chunk_row + r;
+      const auto fetch = [&](auto* rows_of_all, int64_t ld) __attribute__((always_inline)) {
+        __builtin_prefetch(rows_of_all + (r + onward) * ld + unit, 0, 3);
+      };
+      if (!a.w_hr) fetch(a.grad_output + s.row * a.ldo, a.ldo);
+      for (int k = 0; k < S; ++k) fetch(a.gates + chunk_row * (S * H) + k * H, S * H);
+      if constexpr (C::kHasCellState) fetch(a.cells + s.before * H, H);
+      if constexpr (C::kCarriesGradH) fetch(a.output + s.before * a.ldo, a.ldo);
+      if constexpr (S == 0) fetch(a.output + s.row * a.ldo, a.ldo);
       V saved[S > 0 ? S : 1], d[GG], c{}, c_prev{}, h_prev{}, h{}, grad_state{}, grad_c{};
       V grad_h = lanes.get(recurrent.at(i, u, 0));
       if (!a.w_hr) grad_h += lanes.get(a.grad_output + (s.row + r) * a.ldo + unit);

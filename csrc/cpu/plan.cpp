@@ -87,8 +87,8 @@ int step_threads(int64_t B, int64_t I, int64_t H, int gates, int element_size,
 }
 
 // A sweep over more than the cache holds leaves nothing in it of what the next one begins with.
-// What else a step reads and writes wants room there too: more than a quarter of a large cache, half
-// of a medium one.
+// What else a step reads and writes wants room there too: more than a quarter of a large cache,
+// half of a medium one.
 bool alternates(int64_t bytes, int64_t cache_bytes) {
   if (cache_bytes < kMediumCache) return false;
   return cache_bytes >= kLargeCache ? bytes > cache_bytes / 4 * 3 : bytes >= cache_bytes / 2;

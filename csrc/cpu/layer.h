@@ -493,7 +493,8 @@ void backward_epilogue(const BackwardArgs<T>& a, const Step& s, int64_t p, int64
   using V = Vec<A>;
   constexpr int S = C::kSaved, GG = C::kGradGates;
   const int64_t H = a.H, chunk_row = s.row - a.steps.offsets[a.steps.begin];
-  // From a step's rows to those of the next one to be done, in a padded batch or nearly so.
+  // From a step's rows to those of the next one to be done. What that reads is fetched now: a line
+  // here and there, which lies in memory where the sequence is long.
   const int64_t onward = s.before - s.row;
   for_unit_vectors<A, kPlainVectors>(p, H, [&](int64_t unit, int64_t u, auto lanes) {
     for (int64_t i = 0; i < rows; ++i) {

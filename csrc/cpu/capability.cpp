@@ -149,7 +149,7 @@ int64_t cache_bytes() {
 #if defined(_SC_LEVEL2_CACHE_SIZE)
     found = sysconf(_SC_LEVEL2_CACHE_SIZE);
 #endif
-    return found > 0 ? found : int64_t(1) << 20;
+    return found > 0 ? found : int64_t(512) << 10;
   }();
   return bytes;
 }

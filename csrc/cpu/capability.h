@@ -43,7 +43,7 @@ bool bf16_is_slow();
 // For tests: it says no, so that every layer that can be is multiplied in pairs.
 void deny_slow_bf16(bool deny);
 
-// Bytes of a core's second-level cache; 1 MiB where the system does not say.
+// Bytes of a core's second-level cache; 512 KiB where the system does not say.
 int64_t cache_bytes();
 
 }  // namespace seqkern::cpu

@@ -98,12 +98,14 @@ struct GemmPart {
 };
 
 // Calls f(i, to, n, next) for each tile of n rows: a's from the i-th on, to c's. The tile that
-// follows begins with a's row `next`.
+// follows begins with a's row `next`, which is i where none does.
 template <class F>
 SEQKERN_INLINE void for_row_tiles(const GemmPart& part, F&& f) {
   if (!part.groups) {
     for (int64_t i = 0; i < part.rows; i += kGemmRows) {
-      f(i, i, part.rows - i < kGemmRows ? part.rows - i : int64_t(kGemmRows), i + kGemmRows);
+      const int64_t left = part.rows - i;
+      const bool last = left <= kGemmRows;
+      f(i, i, last ? left : int64_t(kGemmRows), last ? i : i + kGemmRows);
     }
     return;
   }
@@ -117,15 +119,18 @@ SEQKERN_INLINE void for_row_tiles(const GemmPart& part, F&& f) {
     for (int64_t i = 0; i < tiles; ++i) {
       const Range tile = share(rows, int(i), int(tiles));
       const int64_t row = mine.begin + tile.begin;
-      const bool in_step = i + 1 < tiles || t + 1 == part.steps;
-      f(first + row, part.c_rows[t] + row, tile.end - tile.begin,
-        in_step ? first + mine.begin + tile.end
-                : part.offsets[t + 1] - part.offsets[0] + rows_of(t + 1).begin);
+      int64_t next = first + row;
+      if (i + 1 < tiles) {
+        next = first + mine.begin + tile.end;
+      } else if (t + 1 < part.steps) {
+        next = part.offsets[t + 1] - part.offsets[0] + rows_of(t + 1).begin;
+      }
+      f(first + row, part.c_rows[t] + row, tile.end - tile.begin, next);
     }
   }
 }
 
-// Rows of a [rows, k] into the second cache. Past the end of a there may be nothing to fetch.
+// Rows of a [rows, k] into the second cache. Past the end of a there is nothing to fetch.
 template <class O>
 SEQKERN_INLINE void fetch_rows(const O* a, int64_t lda, int64_t rows, int64_t k) {
   for (int64_t r = 0; r < rows; ++r) {

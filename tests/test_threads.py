@@ -80,13 +80,13 @@ def test_float32_is_deterministic(capability, cell):
 
 def test_results_may_change_with_threads_only_by_rounding():
     case = Case("lstm", **SHAPES[1])
-    exact = gradients(lambda *t: case.call(reference, *t), case.arguments())
     results = []
     for threads in (1, 2, 5):
         torch.set_num_threads(threads)
         results.append(compute(case))
     for other in results[1:]:
-        check_all(other, exact, results[0])
+        for name, value in other.items():
+            check_agree(value, results[0][name], name)
 
 
 @pytest.mark.parametrize("threads", (1, 2, 4))

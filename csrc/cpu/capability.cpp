@@ -1,7 +1,11 @@
 #include "cpu/capability.h"
 
 #include <unistd.h>
+#if defined(__x86_64__) || defined(__i386__)
+#include <cpuid.h>
+#endif
 
+#include <algorithm>
 #include <atomic>
 #include <stdexcept>
 
@@ -152,6 +156,20 @@ int64_t cache_bytes() {
     return found > 0 ? found : int64_t(512) << 10;
   }();
   return bytes;
+}
+
+int64_t planned_cache_bytes() {
+#if defined(__x86_64__) || defined(__i386__)
+  static const bool zen4 = [] {
+    __builtin_cpu_init();
+    unsigned version = 0, b, c, d;
+    if (!__builtin_cpu_is("amd") || !__get_cpuid(1, &version, &b, &c, &d)) return false;
+    // The family is the sum of two fields. Zen 3 has the same, and 512 KiB.
+    return (version >> 8 & 0xf) + (version >> 20 & 0xff) == 0x19;
+  }();
+  if (zen4) return std::min(cache_bytes(), int64_t(512) << 10);
+#endif
+  return cache_bytes();
 }
 
 void deny_slow_bf16(bool deny) { slow_bf16_denied = deny; }

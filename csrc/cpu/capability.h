@@ -46,4 +46,8 @@ void deny_slow_bf16(bool deny);
 // Bytes of a core's second-level cache; 512 KiB where the system does not say.
 int64_t cache_bytes();
 
+// What plans count on of it: 512 KiB at most on Zen 4, where with 1 MiB weights there and back took
+// longer.
+int64_t planned_cache_bytes();
+
 }  // namespace seqkern::cpu

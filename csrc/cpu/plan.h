@@ -13,7 +13,7 @@ struct Problem {
   int panel_units;         // hidden units in one panel of packed weights
   int element_size;        // bytes of the arithmetic's type
   int64_t min_chunk_rows;  // fewest rows worth a product of their own outside the time loop
-  int64_t cache_bytes;     // of a core's second-level cache
+  int64_t cache_bytes;     // of a core's second-level cache: planned_cache_bytes()
 };
 
 struct Plan {

@@ -88,7 +88,7 @@ struct Run {
                              .panel_units = panel_units,
                              .element_size = sizeof(A),
                              .min_chunk_rows = min_chunk_rows,
-                             .cache_bytes = cpu::cache_bytes()},
+                             .cache_bytes = cpu::planned_cache_bytes()},
                             at::get_num_threads())),
         chunks(s, plan.chunk_rows, plan.split_rows ? plan.threads / plan.teams : 0,
                plan.teams > 1 || converts() ? Groups::kOfChunk : groups) {}

@@ -43,7 +43,7 @@ void run(Cell cell, cpu::StepArgs<T> args, bool packed = false) {
   // which are fetched ahead from the first to the last.
   constexpr int64_t kFewRows = 8;
   const int64_t bytes = gates * args.H * (args.I + args.H) * int64_t(sizeof(T)) / threads;
-  if ((packed || args.B <= kFewRows) && cpu::alternates(bytes, cpu::cache_bytes())) {
+  if ((packed || args.B <= kFewRows) && cpu::alternates(bytes, cpu::planned_cache_bytes())) {
     static thread_local bool back = false;
     args.back = back = !back;
   }

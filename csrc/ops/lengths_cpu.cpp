@@ -118,15 +118,19 @@ Tensor scatter_rows(const Tensor& rows, const Tensor& source, const Tensor& padd
               "seqkern: source and padding must lie in their ", R + P, " rows");
   const char* const in = static_cast<const char*>(from.const_data_ptr());
   char* const out = static_cast<char*>(padded.mutable_data_ptr());
-  const auto row = [&](int64_t i) { return out + (i < R ? to[i] : zero[i - R]) * bytes; };
-  constexpr int64_t kAhead = 4;
-  for_rows(R + P, bytes, [&](int64_t i) {
-    if (i + kAhead < R + P) fetch_to_write(row(i + kAhead), bytes);
-    if (i < R) {
-      std::memcpy(row(i), in + i * bytes, bytes);
-    } else {
-      std::memset(row(i), 0, bytes);
+  constexpr int64_t kAhead = 8;
+  const auto put = [&](const int64_t* to, int64_t begin, int64_t end, auto&& fill) {
+    for (int64_t i = begin; i < end; ++i) {
+      if (i + kAhead < end) fetch_to_write(out + to[i + kAhead] * bytes, bytes);
+      fill(out + to[i] * bytes, i);
     }
+  };
+  const auto threads = std::clamp<int64_t>((R + P) * bytes / kGrain, 1, at::get_num_threads());
+  cpu::parallel(static_cast<int>(threads), [&](int index, int count) {
+    put(to, R * index / count, R * (index + 1) / count,
+        [&](char* row, int64_t i) { std::memcpy(row, in + i * bytes, bytes); });
+    put(zero, P * index / count, P * (index + 1) / count,
+        [&](char* row, int64_t) { std::memset(row, 0, bytes); });
   });
   return padded;
 }

@@ -50,21 +50,32 @@ def make_input(case: Case, dtype: torch.dtype | None = None) -> Tensor:
     return place(x.to(dtype_of(case)).to(dtype or dtype_of(case)), case)
 
 
+def make_state(case: Case, dtype: torch.dtype) -> tuple:
+    """What follows the input in a call: the state of a cell, whose steps hardly ever begin with
+    none. Layers begin with zeros, as they do by default."""
+    if case.cell not in CELLS:
+        return ()
+    generator = torch.Generator().manual_seed(3)
+    h, c = torch.randn((2, case.B, case.H), generator=generator).to(dtype_of(case)).to(dtype)
+    return ((place(h, case), place(c, case)) if case.cell == "LSTMCell" else place(h, case),)
+
+
 def module_run(case: Case, module: nn.Module) -> Run:
     """Runs `module` in the case's mode; gives outputs and states, then all gradients."""
     dtype = next(module.parameters()).dtype
     x = make_input(case, dtype).requires_grad_(case.mode == "train")
     argument = pack_padded_sequence(x, case.lengths) if case.packed else x
+    state = make_state(case, dtype)
     if case.packed:  # packing is not what is timed
         data = argument.data.detach().requires_grad_(case.mode == "train")
         argument, x = argument._replace(data=data), data
 
     def infer():
         with torch.no_grad():
-            return flatten(module(argument))
+            return flatten(module(argument, *state))
 
     def forward():
-        return flatten(module(argument))
+        return flatten(module(argument, *state))
 
     if case.mode != "train":
         return {"infer": infer, "forward": forward}[case.mode]
@@ -74,7 +85,7 @@ def module_run(case: Case, module: nn.Module) -> Run:
     grad = place(torch.randn(shape, generator=generator).to(dtype_of(case)).to(dtype), case)
 
     def train():
-        results = flatten(module(argument))
+        results = flatten(module(argument, *state))
         grads = torch.autograd.grad(results[0], sources, grad)
         return [tensor.detach() for tensor in results] + list(grads)
 

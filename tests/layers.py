@@ -33,6 +33,7 @@ class Case:
     batch_sizes: tuple[int, ...] | None = None
     seed: int = 0
     scale: float = 1.0
+    from_zero: bool = False  # h_0
 
     def sizes(self) -> Tensor | None:
         return None if self.batch_sizes is None else torch.tensor(self.batch_sizes)
@@ -49,7 +50,7 @@ class Case:
 
         named = {
             "input": draw(*rows, self.I),
-            "h_0": 0.5 * draw(self.D, batch, self.P or self.H),
+            "h_0": (0.0 if self.from_zero else 0.5) * draw(self.D, batch, self.P or self.H),
         }
         if self.cell == "lstm":
             named["c_0"] = 0.5 * draw(self.D, batch, self.H)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -57,6 +58,51 @@ def test_dtypes_directions_biases(kind, D, bias, dtype):
 def test_ragged(kind, D, dtype):
     for sizes in ((1,), (4,), (3, 3, 2, 1, 1), (17, 9, 9, 1), (2,) * 6):
         check_levels(case(kind, I=5, H=17, D=D, batch_sizes=sizes), dtype)
+
+
+# A state of zeros has no products.
+FROM_ZERO = (
+    {"T": 1, "B": 1, "H": 1},
+    {"T": 1, "B": 3, "H": 18, "D": 2},
+    {"T": 1, "B": 70, "H": 34},
+    {"T": 2, "B": 1, "H": 20, "D": 2},
+    {"T": 30, "B": 33, "H": 16, "D": 2},
+    {"batch_sizes": (4,), "H": 17},
+    {"batch_sizes": (70, 40, 9, 9, 1), "H": 16, "D": 2},
+)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", KINDS, ids=name)
+def test_from_zero(kind, dtype):
+    for sizes in FROM_ZERO:
+        check_levels(case(kind, **sizes, I=5, from_zero=True), dtype)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=name)
+def test_from_zero_with_states_alone(kind):
+    for sizes in FROM_ZERO:
+        layer = case(kind, **sizes, I=5, from_zero=True)
+        check_runs(layer, torch.float32, {"states": nullcontext()}, save="states")
+
+
+@pytest.mark.parametrize("B", (2, 70))
+@pytest.mark.parametrize("kind", KINDS, ids=name)
+def test_zeros_are_not_multiplied(capability, kind, B):
+    """Not even with what is not finite, nor are they by the step of a cell."""
+    layer = case(kind, T=1, B=B, I=5, H=16, from_zero=True)
+    arguments = layer.arguments(torch.float32)
+    finite = gradients(lambda *t: layer.call(functional, *t), arguments)
+    with_nan = arguments | {"w_hh_0": torch.full_like(arguments["w_hh_0"], float("nan"))}
+    results = gradients(lambda *t: layer.call(functional, *t), with_nan)
+    for key in set(finite) - {"grad_h_0"}:
+        assert torch.equal(results[key], finite[key]), key
+    assert not results["grad_w_hh_0"].any()
+    if not layer.P:
+        tensors = [t[0] if n in ("input", "h_0", "c_0") else t for n, t in with_nan.items()]
+        stepped = ops.STEP[layer.cell](*tensors)
+        h = stepped[0] if layer.cell == "lstm" else stepped
+        torch.testing.assert_close(h, finite["h_n"][0])
 
 
 @pytest.mark.parametrize("cell", CELLS)

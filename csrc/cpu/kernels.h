@@ -58,7 +58,7 @@ struct ForwardArgs {
   const Arithmetic<T>* product;
   // [G + 1, H]: what is added to x; last row: inside the last gate's product
   const Arithmetic<T>* bias;
-  const T* w_hh;  // packed [G*H, K] (pack_gates), unread where product is given
+  const T* w_hh;  // packed [G*H, K] (pack_gates), unread where no step has a product of its own
   const T* w_hr;  // packed [K, H] (pack_gates with one gate), null without projection
   const T* h_0;   // [B, K]
   T* output;      // all rows [R, ldo], first K columns
@@ -71,6 +71,7 @@ struct ForwardArgs {
   // than the arithmetic; else null
   Arithmetic<T>* h = nullptr;
   bool plain_w_hh = false;  // w_hh lies [G*H, K], for a few rows
+  bool from_zero = false;   // h_0 is zero: rows that begin have no recurrent product
 };
 
 template <typename T>
@@ -119,7 +120,8 @@ struct StepArgs {
   int64_t ldo;
   T* c_n;             // [B, H], null where there is none; may be c
   T* gates;           // [B, S*H] or null
-  bool back = false;  // the last units first
+  bool back = false;       // the last units first
+  bool from_zero = false;  // h is zero, and w_hh is not read
 };
 
 // c [M, N] = a b, or += where add; sums of k_block terms at most (0: as many as are fastest).

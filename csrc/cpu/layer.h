@@ -405,6 +405,13 @@ void forward(const ForwardArgs<T>& a, const Worker& worker) {
               *next = a.w_hh + next_panel * panel_size<T>(G, K);
       for_tiles<T, kVectors>(old.begin, old.end, h_prev, a.ldo, panel, shape.vectors, next, K,
                              worker.alternate, epilogue);
+      if (fresh.begin >= fresh.end) return;
+      if (a.from_zero) {
+        alignas(64) static constexpr A kZero[kLanesOf<T>] = {};
+        forward_epilogue<C>(a, s, p, fresh.begin, fresh.end - fresh.begin,
+                            Source<A>{kZero, 0, 0, 0});
+        return;
+      }
       for_tiles<T, kVectors>(fresh.begin, fresh.end, a.h_0, K, panel, shape.vectors, next, K,
                              worker.alternate, epilogue);
     });

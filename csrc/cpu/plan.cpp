@@ -79,10 +79,9 @@ Plan make_plan(const Problem& p, int available_threads) {
   return plan;
 }
 
-int step_threads(int64_t B, int64_t I, int64_t H, int gates, int element_size,
-                 int available_threads) {
+int step_threads(int64_t B, int64_t weight_bytes, int available_threads) {
   // The weights are read once for up to two rows; with more the arithmetic takes longer.
-  const int64_t bytes = gates * H * (I + H) * element_size * ((B + 1) / 2);
+  const int64_t bytes = weight_bytes * ((B + 1) / 2);
   return int(std::clamp<int64_t>(bytes / kStepBytes, 1, available_threads));
 }
 

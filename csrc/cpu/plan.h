@@ -26,8 +26,7 @@ struct Plan {
 
 // Threads for one time step on weights that are not packed: enough that each reads as much as
 // starting it costs.
-int step_threads(int64_t B, int64_t I, int64_t H, int gates, int element_size,
-                 int available_threads);
+int step_threads(int64_t B, int64_t weight_bytes, int available_threads);
 
 // Whether steps that read so many bytes of weights each, to a thread, are faster if every other one
 // reads them backwards.

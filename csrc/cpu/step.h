@@ -13,7 +13,10 @@ void step_products(const StepArgs<T>& a, int64_t unit, int64_t first, Vec<T>* x,
   for (int g = 0; g < C::kGates; ++g) {
     const Dots<T> from_x{a.w_ih + g * a.H * a.I, a.x + first * a.I, a.I, a.I},
         from_h{a.w_hh + g * a.H * a.H, a.h + first * a.H, a.H, a.H};
-    if (C::kRecurrentBias && g == C::kGates - 1) {
+    if (a.from_zero) {
+      dots<T, Rows>(x + g * Rows, unit, a.H, from_x);
+      for (int b = 0; b < Rows; ++b) q[b] = Vec<T>{};
+    } else if (C::kRecurrentBias && g == C::kGates - 1) {
       dots<T, Rows>(x + g * Rows, unit, a.H, from_x);
       dots<T, Rows>(q, unit, a.H, from_h);
     } else {

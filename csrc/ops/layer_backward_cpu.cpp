@@ -1,5 +1,6 @@
 #include "ops/layer_cpu.h"
 #include "ops/run_cpu.h"
+#include "ops/zero_state.h"
 
 namespace seqkern::ops {
 
@@ -81,6 +82,7 @@ BackwardResult backward(const cpu::LayerKernels<T>& table, const Layer& s,
   const Matrix<const T> output{run.template read<T>(in.output), s.R, s.D * K, s.D * K};
   const T *const h0 = run.template read<T>(in.h_0), *const grad_output =
                                                         run.template read<T>(in.grad_output);
+  const bool from_zero = is_zero(h0, s.D * s.B * K);
   const A* const grad_h_n = run.template read<A>(in.grad_h_n);
   const A *c0 = nullptr, *cells = nullptr;
   Tensor grad_state, step_grad_h, step_grad_c;
@@ -163,7 +165,9 @@ BackwardResult backward(const cpu::LayerKernels<T>& table, const Layer& s,
         dir.packed_h = run.template scratch<T>(table.gemm_packed_size(most + 2, K));
       }
       dir.grad_w_ih = run.empty({G * H, s.I});
-      dir.grad_w_hh = run.empty({G * H, K});
+      // The only step from a state of zeros adds nothing.
+      dir.grad_w_hh = s.T == 1 && from_zero ? at::zeros({G * H, K}, run.compute)
+                                            : run.empty({G * H, K});
       if (s.bias) {
         dir.grad_b = run.template scratch<A>(width);
         std::fill_n(dir.grad_b, width, A(0));
@@ -185,11 +189,12 @@ BackwardResult backward(const cpu::LayerKernels<T>& table, const Layer& s,
   struct Beginnings {
     Beginning found[2];
     int count;
+    int nonzero;  // of these, the first ones: the others' part of W_hh's gradient is zero
   };
   const auto beginnings = [&](const Chunk& chunk, int64_t d) -> Beginnings {
-    if (s.ragged) return {{{0, {dirs[d].h_prev, chunk.rows, K, K}}}, 1};
+    if (s.ragged) return {{{0, {dirs[d].h_prev, chunk.rows, K, K}}}, 1, s.T > 1 || !from_zero};
     // The direction's first step begins with h_0, every other one with the step before it.
-    Beginnings all{{}, 0};
+    Beginnings all{};
     const int64_t first = d == 0 ? 0 : s.T - 1;
     const bool begins = chunk.begin <= first && first < chunk.end;
     const int64_t from = chunk.begin + (begins && d == 0), n = chunk.end - chunk.begin - begins;
@@ -198,8 +203,10 @@ BackwardResult backward(const cpu::LayerKernels<T>& table, const Layer& s,
       all.found[all.count++] = {from * s.B - chunk.row,
                                 output.from_row(before * s.B, n * s.B).from_column(d * K, K)};
     }
+    all.nonzero = all.count;
     if (begins) {
       all.found[all.count++] = {first * s.B - chunk.row, {h0 + d * s.B * K, s.B, K, K}};
+      if (!from_zero) ++all.nonzero;
     }
     return all;
   };
@@ -328,7 +335,7 @@ BackwardResult backward(const cpu::LayerKernels<T>& table, const Layer& s,
           };
           from_x[d] = factor(x.from_row(chunk[d].row, chunk[d].rows), dir.packed_x);
           T* to = dir.packed_h;
-          for (int n = 0; n < begin[d].count; ++n) {
+          for (int n = 0; n < begin[d].nonzero; ++n) {
             const Matrix<const T>& h = begin[d].found[n].h;
             from_h[d][n] = factor(h, to);
             if (to) to += table.gemm_packed_size(h.rows, K);
@@ -373,9 +380,9 @@ BackwardResult backward(const cpu::LayerKernels<T>& table, const Layer& s,
             to_h{data<A>(dir.grad_w_hh), G * H, K, K};
         const Matrix<A> both_to_x = to_x.from_row(0, both),
                         both_to_h = to_h.from_row((apart + rotation) % (G * H), both);
-        // Together where both right factors stay in the second-level cache.
+        // Together where both have a row for each of the chunk's, and stay in the second-level cache.
         const bool together =
-            begin[d].count == 1 &&
+            begin[d].nonzero == 1 && begin[d].found[0].h.rows == chunk[d].rows &&
             chunk[d].rows * (s.I + K) * int64_t(sizeof(T)) <= cpu::cache_bytes() / 2;
         const auto product_x = over_rows(both_to_x, from_x[d], i > 0);
         if (together) {
@@ -388,7 +395,7 @@ BackwardResult backward(const cpu::LayerKernels<T>& table, const Layer& s,
           multiply_over_rows(team, grad.from_column(G * H, apart),
                              {over_rows(to_x.from_row(both, apart), from_x[d], i > 0)});
         }
-        for (int n = 0; n < begin[d].count; ++n) {
+        for (int n = 0; n < begin[d].nonzero; ++n) {
           const Beginning& rows = begin[d].found[n];
           const Matrix<const T> grad_rows = grad.from_row(rows.row, rows.h.rows);
           const bool add = i > 0 || n > 0;

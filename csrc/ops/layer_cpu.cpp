@@ -4,6 +4,7 @@
 
 #include "ops/run_cpu.h"
 #include "ops/step_cpu.h"
+#include "ops/zero_state.h"
 
 namespace seqkern::ops {
 
@@ -28,6 +29,7 @@ ForwardResult forward(const cpu::LayerKernels<T>& table, const Layer& s, const T
 
   const Matrix<const T> x{run.template read<T>(input), s.R, s.I, s.I};
   const T* const h0 = run.template read<T>(h_0);
+  const bool from_zero = is_zero(h0, s.D * s.B * K);
   Tensor output = run.template empty<T>({s.R, s.D * K});
   Tensor h_n = run.template empty<T>({s.D, s.B, K});
   // The running cell state, which ends as c_n.
@@ -64,11 +66,11 @@ ForwardResult forward(const cpu::LayerKernels<T>& table, const Layer& s, const T
     dir.w_hh = run.template read<T>(params.w_hh);
     dir.bias = pack_bias(run, params);
     if (!in_place) dir.scratch = run.empty({most, width});
-    if (s.T == 1) {
+    if (s.T == 1 && !from_zero) {
       // Packing would take longer than the product: let it be one of the large ones.
       dir.product = run.template scratch<A>(s.B * G * H);
       dir.from_h = run.factor(Matrix<const T>{dir.w_hh, G * H, K, K}.transposed(), s.B, 1);
-    } else if (!plain) {
+    } else if (s.T > 1 && !plain) {
       dir.packed_hh = run.template scratch<T>(table.packed_gates_size(G, H, K));
     }
     if (s.projection) {
@@ -147,7 +149,7 @@ ForwardResult forward(const cpu::LayerKernels<T>& table, const Layer& s, const T
             .x_rows = f.dealt ? f.steps.to : nullptr,
             .product = dir.product,
             .bias = dir.bias,
-            .w_hh = plain ? dir.w_hh : dir.packed_hh,
+            .w_hh = dir.packed_hh ? dir.packed_hh : dir.w_hh,
             .w_hr = dir.packed_hr,
             .h_0 = h0 + d * s.B * K,
             .output = data<T>(output, d * K),
@@ -158,6 +160,7 @@ ForwardResult forward(const cpu::LayerKernels<T>& table, const Layer& s, const T
             .hidden = dir.hidden,
             .h = data<A>(h, d * s.B * H),
             .plain_w_hh = plain,
+            .from_zero = from_zero,
         };
       }
       if (!apart) team.wait();

@@ -10,6 +10,7 @@
 #include "cpu/parallel.h"
 #include "cpu/plan.h"
 #include "ops/memory_cpu.h"
+#include "ops/zero_state.h"
 
 namespace seqkern::ops {
 
@@ -37,13 +38,14 @@ template <typename T>
 void run(Cell cell, cpu::StepArgs<T> args, bool packed = false) {
   const int i = static_cast<int>(cell), gates = cell_info(cell).gates;
   const auto kernel = packed ? kernels<T>().packed_step[i] : kernels<T>().step[i];
-  const int threads =
-      cpu::step_threads(args.B, args.I, args.H, gates, sizeof(T), at::get_num_threads());
+  const int64_t terms = args.from_zero ? args.I : args.I + args.H;
+  const int64_t weight_bytes = gates * args.H * terms * int64_t(sizeof(T));
+  const int threads = cpu::step_threads(args.B, weight_bytes, at::get_num_threads());
   // Most likely the step after one with the same weights. Not for many rows on weights as they lie,
   // which are fetched ahead from the first to the last.
   constexpr int64_t kFewRows = 8;
-  const int64_t bytes = gates * args.H * (args.I + args.H) * int64_t(sizeof(T)) / threads;
-  if ((packed || args.B <= kFewRows) && cpu::alternates(bytes, cpu::planned_cache_bytes())) {
+  if ((packed || args.B <= kFewRows) &&
+      cpu::alternates(weight_bytes / threads, cpu::planned_cache_bytes())) {
     static thread_local bool back = false;
     args.back = back = !back;
   }
@@ -113,7 +115,8 @@ ForwardResult forward_step(const Layer& s, const Tensor& input, const Tensor& h_
                     .output = write<T>(output) + d * H,
                     .ldo = s.D * H,
                     .c_n = has_c ? write<T>(c_n) + d * B * H : nullptr,
-                    .gates = save_gates ? write<T>(gates) + d * B * s.info.saved * H : nullptr});
+                    .gates = save_gates ? write<T>(gates) + d * B * s.info.saved * H : nullptr,
+                    .from_zero = is_zero(read<T>(h0) + d * B * H, B * H)});
   }
   for (int64_t d = 0; d < s.D; ++d) {
     for (int64_t b = 0; b < B; ++b) {
@@ -134,6 +137,7 @@ StepResult step(Cell cell, const Tensor& input, const Tensor& h, const Tensor& c
   auto args = cell_args<T>(input, h, c, w_ih, w_hh, b_ih, b_hh);
   args.output = write<T>(r.h);
   args.c_n = write<T>(r.c);
+  args.from_zero = is_zero(args.h, h.numel());
   run<T>(cell, args);
   return r;
 }

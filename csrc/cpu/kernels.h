@@ -118,8 +118,8 @@ struct StepArgs {
   const T *b_ih, *b_hh;  // [G*H], both null without biases
   T* output;             // [B, H], row stride ldo: the next h; may not be h
   int64_t ldo;
-  T* c_n;             // [B, H], null where there is none; may be c
-  T* gates;           // [B, S*H] or null
+  T* c_n;                  // [B, H], null where there is none; may be c
+  T* gates;                // [B, S*H] or null
   bool back = false;       // the last units first
   bool from_zero = false;  // h is zero, and w_hh is not read
 };

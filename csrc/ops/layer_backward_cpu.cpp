@@ -166,8 +166,8 @@ BackwardResult backward(const cpu::LayerKernels<T>& table, const Layer& s,
       }
       dir.grad_w_ih = run.empty({G * H, s.I});
       // The only step from a state of zeros adds nothing.
-      dir.grad_w_hh = s.T == 1 && from_zero ? at::zeros({G * H, K}, run.compute)
-                                            : run.empty({G * H, K});
+      dir.grad_w_hh =
+          s.T == 1 && from_zero ? at::zeros({G * H, K}, run.compute) : run.empty({G * H, K});
       if (s.bias) {
         dir.grad_b = run.template scratch<A>(width);
         std::fill_n(dir.grad_b, width, A(0));
@@ -380,7 +380,8 @@ BackwardResult backward(const cpu::LayerKernels<T>& table, const Layer& s,
             to_h{data<A>(dir.grad_w_hh), G * H, K, K};
         const Matrix<A> both_to_x = to_x.from_row(0, both),
                         both_to_h = to_h.from_row((apart + rotation) % (G * H), both);
-        // Together where both have a row for each of the chunk's, and stay in the second-level cache.
+        // Together where both have a row for each of the chunk's, and stay in the second-level
+        // cache.
         const bool together =
             begin[d].nonzero == 1 && begin[d].found[0].h.rows == chunk[d].rows &&
             chunk[d].rows * (s.I + K) * int64_t(sizeof(T)) <= cpu::cache_bytes() / 2;

@@ -62,10 +62,9 @@ struct Dots {
 };
 
 // sum[r][b] += the products, lane by lane, of w[r] [k] with row b of a [Rows, k].
-template <class T, int Rows>
-SEQKERN_INLINE void multiply_lanes(Vec<T> (&sum)[kDotWeights<T>][Rows],
-                                   const T* const (&w)[kDotWeights<T>], const T* a, int64_t lda,
-                                   int64_t k) {
+template <class T, int Rows, int Weights>
+SEQKERN_INLINE void multiply_lanes(Vec<T> (&sum)[Weights][Rows], const T* const (&w)[Weights],
+                                   const T* a, int64_t lda, int64_t k) {
   using V = Vec<T>;
   using U = typename Simd<T>::U;
   constexpr int kLanes = Simd<T>::kLanes;
@@ -77,7 +76,7 @@ SEQKERN_INLINE void multiply_lanes(Vec<T> (&sum)[kDotWeights<T>][Rows],
       keep(x[b]);
     }
 #pragma GCC unroll 4
-    for (int r = 0; r < kDotWeights<T>; ++r) {
+    for (int r = 0; r < Weights; ++r) {
       V weight = part(w[r]);
       keep(weight);
 #pragma GCC unroll 6
@@ -89,10 +88,11 @@ SEQKERN_INLINE void multiply_lanes(Vec<T> (&sum)[kDotWeights<T>][Rows],
     return;
   }
   int64_t i = 0;
-  for (; i + kLanes <= k; i += kLanes) {
-    // The rows are short streams: the hardware starts too late on each.
 #pragma GCC unroll 4
-    for (int r = 0; r < kDotWeights<T>; ++r) __builtin_prefetch(w[r] + i + kDotWeights<T> * k);
+  for (; i + kLanes <= k; i += kLanes) {
+    // Several rows are short streams: the hardware starts too late on each.
+#pragma GCC unroll 4
+    for (int r = 0; r < Weights && Weights > 1; ++r) __builtin_prefetch(w[r] + i + Weights * k);
     add([&](const T* p) __attribute__((always_inline)) { return load<T>(p + i); });
   }
   if (i == k) return;
@@ -106,29 +106,39 @@ SEQKERN_INLINE void multiply_lanes(Vec<T> (&sum)[kDotWeights<T>][Rows],
 
 // out [Rows]: the products of a vector of w's rows, from `first` on, with each row of a, summed
 // over the factors. w has n rows; lanes past the last one repeat it.
-template <class T, int Rows, class... Factors>
+template <class T, int Rows, int Weights = kDotWeights<T>, class... Factors>
 SEQKERN_INLINE void dots(Vec<T>* out, int64_t first, int64_t n, const Factors&... factors) {
-  constexpr int kLanes = Simd<T>::kLanes, kWeights = kDotWeights<T>, kParts = kLanes / kWeights;
+  constexpr int kLanes = Simd<T>::kLanes, kParts = kLanes / Weights;
   Vec<T> parts[Rows][kParts];
   for (int part = 0; part < kParts; ++part) {
-    Vec<T> sum[kWeights][Rows] = {};
+    Vec<T> sum[Weights][Rows] = {};
     const auto multiply = [&](const Dots<T>& f) __attribute__((always_inline)) {
-      const T* w[kWeights];
-      for (int r = 0; r < kWeights; ++r) {
-        const int64_t row = first + part * kWeights + r;
+      const T* w[Weights];
+      for (int r = 0; r < Weights; ++r) {
+        const int64_t row = first + part * Weights + r;
         w[r] = f.w + (row < n ? row : n - 1) * f.k;
       }
-      multiply_lanes<T, Rows>(sum, w, f.a, f.lda, f.k);
+      multiply_lanes<T, Rows, Weights>(sum, w, f.a, f.lda, f.k);
     };
     (multiply(factors), ...);
 #pragma GCC unroll 6
     for (int b = 0; b < Rows; ++b) {
-      parts[b][part] = fold_all<T, kWeights, kLanes>(&sum[0][b], Rows);
+      parts[b][part] = fold_all<T, Weights, kLanes>(&sum[0][b], Rows);
     }
   }
 #pragma GCC unroll 6
   for (int b = 0; b < Rows; ++b) {
-    out[b] = fold_all<T, kParts, kLanes / kWeights>(parts[b], 1);
+    out[b] = fold_all<T, kParts, kLanes / Weights>(parts[b], 1);
+  }
+}
+
+// The same with one row of weights after the other, where they are long enough.
+template <class T, int Rows>
+SEQKERN_INLINE void streamed_dots(Vec<T>* out, int64_t first, int64_t n, const Dots<T>& factor) {
+  if (factor.k >= 4 * Simd<T>::kLanes) {
+    dots<T, Rows, 1>(out, first, n, factor);
+  } else {
+    dots<T, Rows>(out, first, n, factor);
   }
 }
 

@@ -122,6 +122,7 @@ struct StepArgs {
   T* gates;                // [B, S*H] or null
   bool back = false;       // the last units first
   bool from_zero = false;  // h is zero, and w_hh is not read
+  bool streams = false;    // one row of weights after the other comes faster than several at once
 };
 
 // c [M, N] = a b, or += where add; sums of k_block terms at most (0: as many as are fastest).

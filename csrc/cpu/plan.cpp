@@ -93,6 +93,10 @@ bool alternates(int64_t bytes, int64_t cache_bytes) {
   return cache_bytes >= kLargeCache ? bytes > cache_bytes / 4 * 3 : bytes >= cache_bytes / 2;
 }
 
+bool streams(int64_t cache_bytes) {
+  return kMediumCache <= cache_bytes && cache_bytes < kLargeCache;
+}
+
 int product_threads(int64_t M, int64_t N, int64_t K, int available_threads) {
   return int(std::clamp<int64_t>(2 * M * N * K / kProductFlops, 1, available_threads));
 }

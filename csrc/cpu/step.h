@@ -95,6 +95,38 @@ void step_units(const StepArgs<T>& a, int64_t unit, int64_t first) {
                  });
 }
 
+// The units of the vectors `mine` for one or two batch rows, which read weights more slowly than
+// they multiply with them: by products that read each matrix, gate by gate, in long streams.
+template <class C, class T, int Rows>
+void streamed_step(const StepArgs<T>& a, Range mine) {
+  constexpr int G = C::kGates, kLanes = Simd<T>::kLanes, kAtOnce = 16;
+  const int64_t blocks = ceil_div(mine.end - mine.begin, kAtOnce);
+  const auto ordered = [&](int64_t i, int64_t n) { return a.back ? n - 1 - i : i; };
+  for (int64_t i = 0; i < blocks; ++i) {
+    const Range block = share(mine.end - mine.begin, int(ordered(i, blocks)), int(blocks));
+    const int64_t begin = mine.begin + block.begin, n = block.end - block.begin;
+    // Of W_ih, then of W_hh.
+    Vec<T> sums[2 * G][kAtOnce][Rows];
+    const Dots<T> factors[2] = {{a.w_ih, a.x, a.I, a.I}, {a.w_hh, a.h, a.H, a.H}};
+    const int64_t products = a.from_zero ? G : 2 * G;
+    for (int64_t j = 0; j < products * n; ++j) {
+      const int64_t item = ordered(j, products * n), product = item / n, vector = item % n;
+      Dots<T> factor = factors[product / G];
+      factor.w += product % G * a.H * factor.k;
+      streamed_dots<T, Rows>(sums[product][vector], (begin + vector) * kLanes, a.H, factor);
+    }
+    for (int64_t j = 0; j < n; ++j) {
+      finish_step<C>(a, (begin + j) * kLanes, 0, Rows,
+                     [&](int64_t b, Vec<T>(&x)[G], Vec<T>(&q)[G]) __attribute__((always_inline)) {
+                       for (int g = 0; g < G; ++g) {
+                         x[g] = sums[g][j][b];
+                         q[g] = a.from_zero ? Vec<T>{} : sums[G + g][j][b];
+                       }
+                     });
+    }
+  }
+}
+
 template <class C, class T>
 using StepUnits = void (*)(const StepArgs<T>&, int64_t, int64_t);
 
@@ -112,6 +144,12 @@ template <class C, class T>
 void step(const StepArgs<T>& a, int index, int count) {
   constexpr int kLanes = Simd<T>::kLanes;
   const Range mine = share(ceil_div(a.H, kLanes), index, count);
+  if constexpr (kVectorBytes == 64) {
+    if (a.streams && a.B <= 2) {
+      a.B == 1 ? streamed_step<C, T, 1>(a, mine) : streamed_step<C, T, 2>(a, mine);
+      return;
+    }
+  }
   const int64_t tiles = ceil_div(a.B, kDotRows);
   for (int64_t j = mine.begin; j < mine.end; ++j) {
     const int64_t p = a.back ? mine.begin + mine.end - 1 - j : j;

@@ -28,7 +28,7 @@ struct Shape {
   Cell cell;
   int64_t T, B, H, K;
   bool projection, reverse, ragged, ready_product, plain_w_hh, split_rows, of_all, spaced,
-      alternate;
+      alternate, from_zero;
   int threads, groups;
   int64_t chunk_rows;
   std::vector<int64_t> offsets;
@@ -137,7 +137,8 @@ Outputs run(const LayerKernels<T>& kernels, const Shape& s, const Inputs& in) {
                                  lstm ? cells.data() + row * H : nullptr,
                                  pointer(hidden),
                                  nullptr,
-                                 s.plain_w_hh};
+                                 s.plain_w_hh,
+                                 s.from_zero};
     parallel(s.threads, [&](int index, int count) {
       if (i == 0) {
         kernels.pack_gates(w_hh.data(), K, G, H, K, packed.data(), index, count);
@@ -224,10 +225,10 @@ void compare(const char* name, const Shape& s, int bits, const Doubles& got, con
   std::printf(
       "FAIL f%d %s: relative error %.3g (allowed %.3g); cell %d T %ld B %ld H %ld K %ld "
       "projection %d reverse %d ragged %d product %d plain %d rows %d of_all %d spaced %d "
-      "alternate %d threads %d groups %d chunk %ld\n",
+      "alternate %d from_zero %d threads %d groups %d chunk %ld\n",
       bits, name, std::sqrt(difference / norm), allowed, static_cast<int>(s.cell), long(s.T),
       long(s.B), long(s.H), long(s.K), s.projection, s.reverse, s.ragged, s.ready_product,
-      s.plain_w_hh, s.split_rows, s.of_all, s.spaced, s.alternate, s.threads, s.groups,
+      s.plain_w_hh, s.split_rows, s.of_all, s.spaced, s.alternate, s.from_zero, s.threads, s.groups,
       long(s.chunk_rows));
 }
 
@@ -268,6 +269,7 @@ int main(int argc, char** argv) {
     s.K = s.projection ? pick(1, s.H - 1) : s.H;
     s.reverse = pick(0, 1), s.ragged = pick(0, 1), s.split_rows = pick(0, 1);
     s.of_all = pick(0, 1), s.spaced = pick(0, 1), s.alternate = pick(0, 1);
+    s.from_zero = pick(0, 3) == 0;
     s.ready_product = s.T == 1 && pick(0, 1), s.plain_w_hh = pick(0, 1);
     s.threads = static_cast<int>(pick(1, 3));
     s.groups = static_cast<int>(pick(1, 4));
@@ -294,7 +296,7 @@ int main(int argc, char** argv) {
               values((G + 1) * s.H, 1),
               values(G * s.H * s.K, weight),
               s.projection ? values(s.K * s.H, 1 / std::sqrt(double(s.H))) : Doubles(),
-              values(s.B * s.K, 1),
+              s.from_zero ? Doubles(s.B * s.K) : values(s.B * s.K, 1),
               {},
               values(R * s.K, 1),
               values(s.B * s.K, 1),
@@ -302,6 +304,7 @@ int main(int argc, char** argv) {
     if (s.cell == Cell::Lstm) in.c_0 = values(s.B * s.H, 1), in.grad_c_n = values(s.B * s.H, 1);
     Shape one = s;
     one.threads = 1;
+    one.from_zero = false;
     one.chunk_rows = R;
     const Outputs exact = run(plain.f64, one, in);
     compare(s, 64, run(level.f64, s, in), exact, 1e-13);

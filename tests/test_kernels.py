@@ -67,6 +67,7 @@ FROM_ZERO = (
     {"T": 1, "B": 70, "H": 34},
     {"T": 2, "B": 1, "H": 20, "D": 2},
     {"T": 30, "B": 33, "H": 16, "D": 2},
+    {"T": 3, "B": 1100, "H": 64},  # a chunk of the first step alone
     {"batch_sizes": (4,), "H": 17},
     {"batch_sizes": (70, 40, 9, 9, 1), "H": 16, "D": 2},
 )

@@ -102,6 +102,12 @@ def test_zeros_are_not_multiplied(capability, kind, B):
     for key in set(finite) - {"grad_h_0"}:
         assert torch.equal(results[key], finite[key]), key
     assert not results["grad_w_hh_0"].any()
+    # Nor in a layer of several steps, few rows in all, where they have weights as they lie.
+    longer = case(kind, T=2, B=B, I=5, H=16, from_zero=True)
+    tensors = longer.arguments(torch.float32)
+    tensors["w_hh_0"].fill_(float("nan"))
+    output = longer.call(functional, *tensors.values())[0]
+    assert output[0].isfinite().all() and output[1].isnan().all()
     if not layer.P:
         tensors = [t[0] if n in ("input", "h_0", "c_0") else t for n, t in with_nan.items()]
         stepped = ops.STEP[layer.cell](*tensors)

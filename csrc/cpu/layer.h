@@ -386,6 +386,10 @@ void forward(const ForwardArgs<T>& a, const Worker& worker) {
         forward_epilogue<C>(a, s, p, first, rows,
                             Source<A>{out, shape.vectors * kLanes, kLanes, shape.units});
       };
+      const auto without_product = [&](Range rows) {
+        alignas(64) static constexpr A kZero[kLanesOf<T>] = {};
+        forward_epilogue<C>(a, s, p, rows.begin, rows.end - rows.begin, Source<A>{kZero, 0, 0, 0});
+      };
       if (begun) {
         epilogue(0, s.rows, early.end(p, s.rows, h_prev, a.ldo));
         return;
@@ -397,7 +401,11 @@ void forward(const ForwardArgs<T>& a, const Worker& worker) {
                                 Source<A>{out, kVectors * kLanes, G * kLanes, kLanes});
           };
           for_dot_tiles<T, G>(old.begin, old.end, h_prev, a.ldo, a.w_hh, H, K, p, of_dots);
-          for_dot_tiles<T, G>(fresh.begin, fresh.end, a.h_0, K, a.w_hh, H, K, p, of_dots);
+          if (a.from_zero) {
+            without_product(fresh);
+          } else {
+            for_dot_tiles<T, G>(fresh.begin, fresh.end, a.h_0, K, a.w_hh, H, K, p, of_dots);
+          }
           return;
         }
       }
@@ -407,9 +415,7 @@ void forward(const ForwardArgs<T>& a, const Worker& worker) {
                              worker.alternate, epilogue);
       if (fresh.begin >= fresh.end) return;
       if (a.from_zero) {
-        alignas(64) static constexpr A kZero[kLanesOf<T>] = {};
-        forward_epilogue<C>(a, s, p, fresh.begin, fresh.end - fresh.begin,
-                            Source<A>{kZero, 0, 0, 0});
+        without_product(fresh);
         return;
       }
       for_tiles<T, kVectors>(fresh.begin, fresh.end, a.h_0, K, panel, shape.vectors, next, K,

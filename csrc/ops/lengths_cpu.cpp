@@ -119,10 +119,10 @@ Tensor scatter_rows(const Tensor& rows, const Tensor& source, const Tensor& padd
   const char* const in = static_cast<const char*>(from.const_data_ptr());
   char* const out = static_cast<char*>(padded.mutable_data_ptr());
   constexpr int64_t kAhead = 8;
-  const auto put = [&](const int64_t* to, int64_t begin, int64_t end, auto&& fill) {
+  const auto put = [&](const int64_t* places, int64_t begin, int64_t end, auto&& fill) {
     for (int64_t i = begin; i < end; ++i) {
-      if (i + kAhead < end) fetch_to_write(out + to[i + kAhead] * bytes, bytes);
-      fill(out + to[i] * bytes, i);
+      if (i + kAhead < end) fetch_to_write(out + places[i + kAhead] * bytes, bytes);
+      fill(out + places[i] * bytes, i);
     }
   };
   const auto threads = std::clamp<int64_t>((R + P) * bytes / kGrain, 1, at::get_num_threads());

@@ -7,8 +7,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <cstdlib>
-#include <random>
 #include <utility>
 #include <vector>
 
@@ -18,6 +16,7 @@
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
 #include "cpu/plan.h"
+#include "random_values.h"
 
 using namespace seqkern;
 using namespace seqkern::cpu;
@@ -40,8 +39,6 @@ void take(Shape& s) {
   s.gates = C::kGates, s.saved = C::kSaved, s.grad_gates = C::kGradGates;
   s.rotation = C::kGradRotation;
 }
-
-using Doubles = std::vector<double>;
 
 struct Inputs {
   Doubles x, bias, w_hh, w_hr, h_0, c_0, grad_output, grad_h_n, grad_c_n;
@@ -215,20 +212,16 @@ int failures = 0;
 
 void compare(const char* name, const Shape& s, int bits, const Doubles& got, const Doubles& exact,
              double allowed) {
-  double difference = 0, norm = 0;
-  for (size_t i = 0; i < exact.size(); ++i) {
-    difference += (got[i] - exact[i]) * (got[i] - exact[i]);
-    norm += exact[i] * exact[i];
-  }
-  if (std::sqrt(difference) <= allowed * std::sqrt(norm)) return;
+  const Error error(got, exact);
+  if (error.within(allowed)) return;
   ++failures;
   std::printf(
       "FAIL f%d %s: relative error %.3g (allowed %.3g); cell %d T %ld B %ld H %ld K %ld "
       "projection %d reverse %d ragged %d product %d plain %d rows %d of_all %d spaced %d "
       "alternate %d from_zero %d threads %d groups %d chunk %ld\n",
-      bits, name, std::sqrt(difference / norm), allowed, static_cast<int>(s.cell), long(s.T),
-      long(s.B), long(s.H), long(s.K), s.projection, s.reverse, s.ragged, s.ready_product,
-      s.plain_w_hh, s.split_rows, s.of_all, s.spaced, s.alternate, s.from_zero, s.threads, s.groups,
+      bits, name, error.relative(), allowed, static_cast<int>(s.cell), long(s.T), long(s.B),
+      long(s.H), long(s.K), s.projection, s.reverse, s.ragged, s.ready_product, s.plain_w_hh,
+      s.split_rows, s.of_all, s.spaced, s.alternate, s.from_zero, s.threads, s.groups,
       long(s.chunk_rows));
 }
 
@@ -248,15 +241,8 @@ void compare(const Shape& s, int bits, const Outputs& got, const Outputs& exact,
 }  // namespace
 
 int main(int argc, char** argv) {
-  const int layers = argc > 1 ? std::atoi(argv[1]) : 400;
-  if (layers < 1) {
-    std::fprintf(stderr, "test_kernels: number of layers must be positive, got %s\n", argv[1]);
-    return 2;
-  }
-  std::mt19937 random(1);
-  const auto pick = [&](int64_t from, int64_t to) {
-    return std::uniform_int_distribution<int64_t>(from, to)(random);
-  };
+  const int layers = count_argument(argc, argv, 400);
+  Random random;
   const KernelTable& level = SEQKERN_CAPABILITY::table();
   const KernelTable& plain = DEFAULT::table();
   const int64_t lanes = level.vector_bytes / 4;
@@ -264,44 +250,38 @@ int main(int argc, char** argv) {
   for (int i = 0; i < layers; ++i) {
     Shape s{};
     s.cell = static_cast<Cell>(i % kNumCells);
-    s.T = pick(1, 7), s.B = pick(1, 20), s.H = sizes[pick(0, 7)];
-    s.projection = s.cell == Cell::Lstm && s.H > 1 && pick(0, 2) == 0;
-    s.K = s.projection ? pick(1, s.H - 1) : s.H;
-    s.reverse = pick(0, 1), s.ragged = pick(0, 1), s.split_rows = pick(0, 1);
-    s.of_all = pick(0, 1), s.spaced = pick(0, 1), s.alternate = pick(0, 1);
-    s.from_zero = pick(0, 3) == 0;
-    s.ready_product = s.T == 1 && pick(0, 1), s.plain_w_hh = pick(0, 1);
-    s.threads = static_cast<int>(pick(1, 3));
-    s.groups = static_cast<int>(pick(1, 4));
-    s.chunk_rows = pick(1, 60);
+    s.T = random.pick(1, 7), s.B = random.pick(1, 20), s.H = sizes[random.pick(0, 7)];
+    s.projection = s.cell == Cell::Lstm && s.H > 1 && random.pick(0, 2) == 0;
+    s.K = s.projection ? random.pick(1, s.H - 1) : s.H;
+    s.reverse = random.pick(0, 1), s.ragged = random.pick(0, 1), s.split_rows = random.pick(0, 1);
+    s.of_all = random.pick(0, 1), s.spaced = random.pick(0, 1), s.alternate = random.pick(0, 1);
+    s.from_zero = random.pick(0, 3) == 0;
+    s.ready_product = s.T == 1 && random.pick(0, 1), s.plain_w_hh = random.pick(0, 1);
+    s.threads = static_cast<int>(random.pick(1, 3));
+    s.groups = static_cast<int>(random.pick(1, 4));
+    s.chunk_rows = random.pick(1, 60);
     if (s.cell == Cell::Lstm) take<Lstm>(s);
     if (s.cell == Cell::Gru) take<Gru>(s);
     if (s.cell == Cell::RnnTanh) take<RnnTanh>(s);
     if (s.cell == Cell::RnnRelu) take<RnnRelu>(s);
     s.offsets = {0};
     for (int64_t t = 0, rows = s.B; t < s.T; ++t) {
-      if (s.ragged && t > 0) rows = pick(1, rows);
+      if (s.ragged && t > 0) rows = random.pick(1, rows);
       s.offsets.push_back(s.offsets.back() + rows);
     }
-    const auto values = [&](int64_t n, double scale) {
-      Doubles v(n);
-      // Multiples of 1/1024 are the same number in float and in double.
-      for (double& e : v)
-        e = std::round(std::normal_distribution<double>(0, scale)(random) * 1024) / 1024;
-      return v;
-    };
     const int64_t R = s.offsets.back(), G = s.gates;
     const double weight = 1 / std::sqrt(double(s.K) + 1);
-    Inputs in{values(R * G * s.H, 1),
-              values((G + 1) * s.H, 1),
-              values(G * s.H * s.K, weight),
-              s.projection ? values(s.K * s.H, 1 / std::sqrt(double(s.H))) : Doubles(),
-              s.from_zero ? Doubles(s.B * s.K) : values(s.B * s.K, 1),
+    Inputs in{random.values(R * G * s.H, 1),
+              random.values((G + 1) * s.H, 1),
+              random.values(G * s.H * s.K, weight),
+              s.projection ? random.values(s.K * s.H, 1 / std::sqrt(double(s.H))) : Doubles(),
+              s.from_zero ? Doubles(s.B * s.K) : random.values(s.B * s.K, 1),
               {},
-              values(R * s.K, 1),
-              values(s.B * s.K, 1),
+              random.values(R * s.K, 1),
+              random.values(s.B * s.K, 1),
               {}};
-    if (s.cell == Cell::Lstm) in.c_0 = values(s.B * s.H, 1), in.grad_c_n = values(s.B * s.H, 1);
+    if (s.cell == Cell::Lstm)
+      in.c_0 = random.values(s.B * s.H, 1), in.grad_c_n = random.values(s.B * s.H, 1);
     Shape one = s;
     one.threads = 1;
     one.from_zero = false;

@@ -5,21 +5,18 @@
 //   test_step [number of cells]
 #include <cmath>
 #include <cstdio>
-#include <cstdlib>
-#include <random>
 #include <vector>
 
 #include "cells/gru.h"
 #include "cells/lstm.h"
 #include "cells/rnn.h"
 #include "cpu/kernels.h"
+#include "random_values.h"
 
 using namespace seqkern;
 using namespace seqkern::cpu;
 
 namespace {
-
-using Doubles = std::vector<double>;
 
 struct Sizes {
   Cell cell;
@@ -82,18 +79,14 @@ int failures = 0;
 
 void compare(const Sizes& s, const Way& way, int bits, const Doubles& got, const Doubles& exact,
              double allowed) {
-  double difference = 0, norm = 0;
-  for (size_t i = 0; i < exact.size(); ++i) {
-    difference += (got[i] - exact[i]) * (got[i] - exact[i]);
-    norm += exact[i] * exact[i];
-  }
-  if (std::sqrt(difference) <= allowed * std::sqrt(norm)) return;
+  const Error error(got, exact);
+  if (error.within(allowed)) return;
   ++failures;
   std::printf(
       "FAIL f%d: relative error %.3g (allowed %.3g); cell %d B %ld I %ld H %ld packed %d back %d "
       "streams %d from_zero %d threads %d\n",
-      bits, std::sqrt(difference / norm), allowed, static_cast<int>(s.cell), long(s.B), long(s.I),
-      long(s.H), way.packed, way.back, way.streams, way.from_zero, way.threads);
+      bits, error.relative(), allowed, static_cast<int>(s.cell), long(s.B), long(s.I), long(s.H),
+      way.packed, way.back, way.streams, way.from_zero, way.threads);
 }
 
 template <class C>
@@ -104,15 +97,8 @@ void take(Sizes& s) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const int cells = argc > 1 ? std::atoi(argv[1]) : 400;
-  if (cells < 1) {
-    std::fprintf(stderr, "test_step: number of cells must be positive, got %s\n", argv[1]);
-    return 2;
-  }
-  std::mt19937 random(1);
-  const auto pick = [&](int64_t from, int64_t to) {
-    return std::uniform_int_distribution<int64_t>(from, to)(random);
-  };
+  const int cells = count_argument(argc, argv, 400);
+  Random random;
   const KernelTable& level = SEQKERN_CAPABILITY::table();
   const int64_t lanes = level.vector_bytes / 4;
   const int64_t sizes[] = {1,         3,         lanes - 1,     lanes,          lanes + 1,
@@ -120,34 +106,27 @@ int main(int argc, char** argv) {
   for (int i = 0; i < cells; ++i) {
     Sizes s{};
     s.cell = static_cast<Cell>(i % kNumCells);
-    s.B = pick(0, 1) ? pick(1, 2) : pick(3, 20);
-    s.I = sizes[pick(0, 9)], s.H = sizes[pick(0, pick(0, 3) ? 7 : 9)];
+    s.B = random.pick(0, 1) ? random.pick(1, 2) : random.pick(3, 20);
+    s.I = sizes[random.pick(0, 9)], s.H = sizes[random.pick(0, random.pick(0, 3) ? 7 : 9)];
     if (s.cell == Cell::Lstm) take<Lstm>(s);
     if (s.cell == Cell::Gru) take<Gru>(s);
     if (s.cell == Cell::RnnTanh) take<RnnTanh>(s);
     if (s.cell == Cell::RnnRelu) take<RnnRelu>(s);
-    const auto values = [&](int64_t n, double scale) {
-      Doubles v(n);
-      // Multiples of 1/1024 are the same number in float and in double.
-      for (double& e : v)
-        e = std::round(std::normal_distribution<double>(0, scale)(random) * 1024) / 1024;
-      return v;
-    };
-    Way way{.packed = pick(0, 2) == 0,
-            .back = pick(0, 1) != 0,
-            .streams = pick(0, 1) != 0,
+    Way way{.packed = random.pick(0, 2) == 0,
+            .back = random.pick(0, 1) != 0,
+            .streams = random.pick(0, 1) != 0,
             .from_zero = false,
-            .threads = static_cast<int>(pick(1, 3))};
-    way.from_zero = !way.packed && pick(0, 2) == 0;
+            .threads = static_cast<int>(random.pick(1, 3))};
+    way.from_zero = !way.packed && random.pick(0, 2) == 0;
     const int64_t width = s.gates * s.H;
-    const bool bias = pick(0, 3) > 0;
-    const Inputs in{values(s.B * s.I, 1),
-                    way.from_zero ? Doubles(s.B * s.H) : values(s.B * s.H, 1),
-                    s.cell == Cell::Lstm ? values(s.B * s.H, 1) : Doubles(),
-                    values(width * s.I, 1 / std::sqrt(double(s.I))),
-                    values(width * s.H, 1 / std::sqrt(double(s.H))),
-                    bias ? values(width, 1) : Doubles(),
-                    bias ? values(width, 1) : Doubles()};
+    const bool bias = random.pick(0, 3) > 0;
+    const Inputs in{random.values(s.B * s.I, 1),
+                    way.from_zero ? Doubles(s.B * s.H) : random.values(s.B * s.H, 1),
+                    s.cell == Cell::Lstm ? random.values(s.B * s.H, 1) : Doubles(),
+                    random.values(width * s.I, 1 / std::sqrt(double(s.I))),
+                    random.values(width * s.H, 1 / std::sqrt(double(s.H))),
+                    bias ? random.values(width, 1) : Doubles(),
+                    bias ? random.values(width, 1) : Doubles()};
     const Doubles exact = run(DEFAULT::table().f64, s, in, {.threads = 1});
     compare(s, way, 64, run(level.f64, s, in, way), exact, 1e-13);
     compare(s, way, 32, run(level.f32, s, in, way), exact, 1e-5);

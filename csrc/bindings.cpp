@@ -69,8 +69,9 @@ py::object wrap(at::Tensor tensor) {
 }
 
 // (output, h_n, c_n); None where more is at work than eager mode.
-py::object layer(std::string_view cell_name, py::handle input, py::handle batch_sizes,
-                 py::handle h_0, py::handle c_0, const py::object& params, std::string_view save) {
+py::object layers(std::string_view cell_name, py::handle input, py::handle batch_sizes,
+                  py::handle h_0, py::handle c_0, const py::object& params, int64_t count,
+                  double dropout, std::string_view save) {
   Arguments args;
   if (!plain_mode() || !args.take(input) || !args.take_optional(batch_sizes) || !args.take(h_0) ||
       !args.take_optional(c_0)) {
@@ -83,11 +84,8 @@ py::object layer(std::string_view cell_name, py::handle input, py::handle batch_
   seqkern::ops::LayerResult r;
   {
     py::gil_scoped_release no_gil;
-    r = args.differentiable()
-            ? seqkern::ops::differentiable_layer(cell, args[0], args.optional(1), args[2],
-                                                 args.optional(3), args.from(4), save)
-            : seqkern::ops::plain_layer(cell, args[0], args.optional(1), args[2], args.optional(3),
-                                        args.from(4));
+    r = seqkern::ops::layers(cell, args[0], args.optional(1), args[2], args.optional(3),
+                             args.from(4), count, dropout, save);
   }
   return py::make_tuple(wrap(std::move(r.output)), wrap(std::move(r.h_n)), wrap(std::move(r.c_n)));
 }
@@ -175,7 +173,7 @@ PYBIND11_MODULE(_C, m) {
       "mode; importing it registers torch.ops.seqkern.*";
 
   // torch's translation of errors, as its own functions have it: without the C++ stack.
-  m.def("layer", torch::wrap_pybind_function(layer));
+  m.def("layers", torch::wrap_pybind_function(layers));
   m.def("step", torch::wrap_pybind_function(step));
   m.def("take_rows", torch::wrap_pybind_function(take_rows));
   m.def("put_rows", torch::wrap_pybind_function(put_rows));
@@ -209,9 +207,18 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "plan",
       [](int64_t B, int64_t H, int64_t K, int gates, int directions, int panel_units,
-         int element_size, int64_t min_chunk_rows, int64_t cache_bytes, int threads) {
-        const seqkern::cpu::Problem problem{
-            B, H, K, gates, directions, panel_units, element_size, min_chunk_rows, cache_bytes};
+         int element_size, int64_t pass_flops, int64_t min_chunk_rows, int64_t cache_bytes,
+         int threads) {
+        const seqkern::cpu::Problem problem{B,
+                                            H,
+                                            K,
+                                            gates,
+                                            directions,
+                                            panel_units,
+                                            element_size,
+                                            pass_flops,
+                                            min_chunk_rows,
+                                            cache_bytes};
         const seqkern::cpu::Plan plan = seqkern::cpu::make_plan(problem, threads);
         py::dict result;
         result["threads"] = plan.threads;
@@ -222,8 +229,9 @@ PYBIND11_MODULE(_C, m) {
         return result;
       },
       py::kw_only(), py::arg("B"), py::arg("H"), py::arg("K"), py::arg("gates"),
-      py::arg("directions"), py::arg("panel_units"), py::arg("element_size"),
+      py::arg("directions"), py::arg("panel_units"), py::arg("element_size"), py::arg("pass_flops"),
       py::arg("min_chunk_rows"), py::arg("cache_bytes"), py::arg("threads"));
+  m.def("ignore_pass_flops", &seqkern::cpu::ignore_pass_flops, py::arg("ignore"));
   m.def("slow_pairs_pay", &seqkern::cpu::slow_pairs_pay, py::arg("B"), py::arg("R"),
         py::arg("weights"));
   // For tests of the CUDA kernels: cuda/plan.h.

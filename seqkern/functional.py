@@ -65,7 +65,7 @@ _functorch_active = torch._C._are_functorch_transforms_active
 _grad_enabled = torch.is_grad_enabled
 _exporting = torch.compiler.is_exporting
 _dynamo_compiling = torch.compiler.is_dynamo_compiling
-_eager_layer, _eager_step = _C.layer, _C.step
+_eager_layers, _eager_step = _C.layers, _C.step
 
 # Asked once: Dynamo can't trace the question. A torch without oneDNN does not have it.
 _ONEDNN = {
@@ -236,19 +236,23 @@ def plain_step(cell: str, input: Tensor, *rest: Tensor | None):
 
     Arguments after the cell's name are those of the operator.
     """
-    if (
-        input.is_cpu
-        and input.dtype in KERNEL_DTYPES
-        and not _any_autocast()
-        and not _functorch_active()
-        and forward_ad._current_level < 0
-        and not _exporting()
-    ):
+    if input.is_cpu and _plain(input):
         if not _dynamo_compiling() and (new := _eager_step(cell, input, *rest)) is not None:
             return new
         if not _grad_enabled():
             return STEP[cell](input, *rest)
     return None
+
+
+def _plain(input: Tensor) -> bool:
+    """Whether nothing but eager mode, or Dynamo, is at work on a dtype that has kernels."""
+    return (
+        input.dtype in KERNEL_DTYPES
+        and not _any_autocast()
+        and not _functorch_active()
+        and forward_ad._current_level < 0
+        and not _exporting()
+    )
 
 
 def _both(b_ih: Tensor | None, b_hh: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
@@ -263,6 +267,49 @@ def _both(b_ih: Tensor | None, b_hh: Tensor | None) -> tuple[Tensor | None, Tens
 def _params(*weights: Tensor | None) -> list[Tensor]:
     """A layer's params from a cell's."""
     return [w for w in weights if w is not None]
+
+
+def layers(
+    cell: str,  # "lstm", "gru", "rnn_tanh" or "rnn_relu"
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    h_0: Tensor,  # [L*D, B, K]
+    c_0: Tensor | None,  # [L*D, B, H]
+    params: Sequence[Tensor],  # of all layers
+    num_layers: int,
+    dropout: float,
+    save: str,
+) -> tuple[Tensor, ...]:
+    """L = num_layers layers of any cell, each on what the one before returned, with dropout of that probability
+    between them: output, h_n, c_n as those of one layer."""
+    if not _dynamo_compiling() and _plain(input) and _has_kernels(input):
+        results = _eager_layers(
+            cell, input, batch_sizes, h_0, c_0, params, num_layers, dropout, save
+        )
+        if results is not None:
+            return results
+    if num_layers == 1:
+        return layer(cell, input, batch_sizes, h_0, c_0, params, save=save)
+    directions, own = h_0.size(0) // num_layers, len(params) // num_layers
+    h_0 = h_0.split(directions)
+    c_0 = c_0.split(directions) if c_0 is not None else [None] * num_layers
+    output, h_n, c_n = input, [], []
+    for i in range(num_layers):
+        if i > 0 and dropout > 0:
+            output = torch.dropout(output, dropout, True)
+        output, h, c = layer(
+            cell,
+            output,
+            batch_sizes,
+            h_0[i],
+            c_0[i],
+            params[i * own : (i + 1) * own],
+            stack_dtype=input.dtype,
+            save=save,
+        )
+        h_n.append(h)
+        c_n.append(c)
+    return output, torch.cat(h_n), torch.cat(c_n) if c_0[0] is not None else c_n[0]
 
 
 def layer(
@@ -303,7 +350,7 @@ def layer(
 def _with_kernel(cell, input, batch_sizes, h_0, c_0, params, save) -> tuple[Tensor, ...]:
     # Dynamo and transforms know Functions and operators alone.
     if not _dynamo_compiling() and not _functorch_active():
-        results = _eager_layer(cell, input, batch_sizes, h_0, c_0, params, save)
+        results = _eager_layers(cell, input, batch_sizes, h_0, c_0, params, 1, 0.0, save)
         if results is not None:
             return results
     if _grad_enabled() and (

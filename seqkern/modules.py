@@ -4,7 +4,7 @@ Constructors, parameters, initial values, results and errors are torch's; ``torc
 documentation holds, and its formulas are the source of the arithmetic. Each class is a subclass of
 torch's, for programs that ask with ``isinstance``.
 
-This file knows layers, directions, dropout and PackedSequence; each layer is one call into
+This file knows parameters, batches and PackedSequence; all layers are one call into
 ``seqkern.functional``. ``torch.jit.script`` and ``torch.jit.trace`` take torch's own functions
 instead, in modules alone or nested: the overloads below and the branches on
 ``torch.jit.is_scripting()`` are for the former.
@@ -20,7 +20,7 @@ from torch.nn.utils._expanded_weights.expanded_weights_impl import ExpandedWeigh
 from torch.nn.utils.rnn import PackedSequence
 
 from seqkern import dynamo, onnx
-from seqkern.functional import gru_cell, layer, lstm_cell, plain_step, rnn_cell
+from seqkern.functional import gru_cell, layers, lstm_cell, plain_step, rnn_cell
 from seqkern.lengths import checked, layout
 from seqkern.scripted import ScriptedLSTM, ScriptedOneState, scripted_cell
 
@@ -164,33 +164,12 @@ class _Layers(nn.RNNBase):
             return output, tuple(states)
         cell = _CELLS[self.mode]
         h_0, c_0 = states if len(states) == 2 else (states[0], None)
+        dropout = self.dropout if self.training else 0.0
         try:
-            if self.num_layers == 1:
-                output, h_n, c_n = layer(
-                    cell, input, batch_sizes, h_0, c_0, weights, save=self.save
-                )
-                return output, (h_n,) if c_0 is None else (h_n, c_n)
-            directions = 2 if self.bidirectional else 1
-            per_layer = len(weights) // self.num_layers
-            h_0 = h_0.split(directions)
-            c_0 = c_0.split(directions) if c_0 is not None else [None] * self.num_layers
-            output, finals = input, []
-            for k in range(self.num_layers):
-                if k > 0 and self.dropout > 0 and self.training:
-                    output = torch.dropout(output, self.dropout, True)
-                own = weights[k * per_layer : (k + 1) * per_layer]
-                output, *final = layer(
-                    cell,
-                    output,
-                    batch_sizes,
-                    h_0[k],
-                    c_0[k],
-                    own,
-                    stack_dtype=input.dtype,
-                    save=self.save,
-                )
-                finals.append(final[: len(states)])
-            return output, tuple([torch.cat(s) for s in zip(*finals, strict=True)])
+            output, h_n, c_n = layers(
+                cell, input, batch_sizes, h_0, c_0, weights, self.num_layers, dropout, self.save
+            )
+            return output, (h_n,) if c_0 is None else (h_n, c_n)
         except (AttributeError, RuntimeError):
             if _mixed(input, *states, *weights):
                 self._run_torch(input, batch_sizes, states, weights)

@@ -4,13 +4,14 @@ import pytest
 import torch
 
 import seqkern
-from seqkern import ops
+from seqkern import _C, ops
 
 CAPABILITIES = ("default", "avx2", "avx512")
 # Small tensors are slower with two threads, by far so where other programs keep the cores busy.
 # test_threads.py and the larger layers of other tests choose their own number.
 _THREADS = 1
 torch.set_num_threads(_THREADS)
+_C.ignore_pass_flops(True)  # what is tested with several threads is small
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import BaseTorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import seqkern
 from seqkern import _C, autograd, functional, reference
 
 KINDS = (*((cell, 0) for cell in CELLS), ("lstm", 2))
@@ -185,6 +186,25 @@ def test_calls_of_a_node_that_do_not_fit():
         _C.step("mgu")
     with pytest.raises(TypeError, match="not the arguments of this cell's step"):
         _C.step("lstm", torch.ones(2, 3))
+    params, states = [torch.ones(3, 3)] * 4, torch.zeros(3, 2, 3)
+    with pytest.raises(RuntimeError, match=r"multiples of the 2 layers, got h_0 \[3, 2, 3\]"):
+        _C.layers("rnn_tanh", torch.ones(4, 2, 3), None, states, None, params, 2, 0.0, "gates")
+
+
+def test_layers_are_nodes_where_a_gradient_is_wanted():
+    """Layers below the first parameter that is trained keep nothing."""
+    gru = seqkern.GRU(3, 4, 3)
+    for name, param in gru.named_parameters():
+        param.requires_grad_(name.endswith("l1"))
+    saved = []
+    with saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        output, _ = gru(torch.randn(5, 2, 3))
+    gates = [t for t in saved if t.shape == (1, 10, 16)]
+    assert len(gates) == 2
+    output.sum().backward()
+    assert [name for name, p in gru.named_parameters() if p.grad is not None] == [
+        f"{kind}_{of}_l1" for kind in ("weight", "bias") for of in ("ih", "hh")
+    ]
 
 
 @pytest.mark.parametrize("mode", (torch.no_grad, torch.inference_mode))

@@ -13,6 +13,7 @@ LSTM = {
     "directions": 1,
     "panel_units": 8,
     "element_size": 4,
+    "pass_flops": 2**40,
     "min_chunk_rows": 64,
     "cache_bytes": 2**19,
     "threads": 2,
@@ -34,6 +35,23 @@ def test_small_steps_take_few_threads():
     assert plan(B=2, H=32, K=32)["threads"] == 2
     assert plan(B=1, H=64, K=64, threads=64)["threads"] == 2
     assert plan(B=8, H=32, K=32, panel_units=1, threads=64)["threads"] == 4
+
+
+@pytest.fixture
+def pass_flops_count():
+    """Unlike in other tests."""
+    _C.ignore_pass_flops(False)
+    yield
+    _C.ignore_pass_flops(True)
+
+
+def test_short_passes_take_few_threads(pass_flops_count):
+    """As many as have a million flops each, in both directions together."""
+    assert plan(pass_flops=2**21 - 1)["threads"] == 1
+    assert plan(pass_flops=2**21)["threads"] == 2
+    both = plan(pass_flops=2**21 - 1, directions=2)
+    assert both["threads"] == 1 and both["teams"] == 1
+    assert plan(pass_flops=3 * 2**20, threads=64)["threads"] == 3
 
 
 def test_rows_are_split_where_weights_are_few():

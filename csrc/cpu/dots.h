@@ -52,6 +52,17 @@ constexpr int64_t dot_rows(int64_t k) {
   return rows < 48 ? rows : 48;
 }
 
+// Whether the recurrent products of so many steps, and rows in all, take less time so. Where
+// weights come faster in a single stream (plan.h) a packed matrix is one, and several of its rows
+// are not: there each step costs as much as three rows more.
+template <class T>
+constexpr bool dot_steps(int64_t steps, int64_t rows, int64_t k, bool streams) {
+  if (kOperandTerms<T> > 1 || kVectorBytes < 64 || !streams) return rows <= dot_rows<T>(k);
+  constexpr int64_t kLanes = kLanesOf<T>;
+  const int64_t most = k * kLanes * 7 / (k % kLanes == 0 ? 256 : 512);
+  return 3 * steps + rows <= (most < 48 ? most : 48);
+}
+
 // A right factor as it lies: rows w [n, k] (row stride k), each to be multiplied with a's rows
 // [Rows, k] (row stride lda).
 template <class T>

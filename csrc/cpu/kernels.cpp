@@ -34,7 +34,7 @@ constexpr LayerKernels<T> layer_kernels() {
       gemm_deals<T>,
       gemm<T>,
       add_columns<T>,
-      dot_rows<T>,
+      dot_steps<T>,
       0,
       {unit_vectors(Lstm::kGates) * kLanesOf<T>, unit_vectors(Gru::kGates) * kLanesOf<T>,
        unit_vectors(RnnTanh::kGates) * kLanesOf<T>, unit_vectors(RnnRelu::kGates) * kLanesOf<T>},

@@ -184,8 +184,8 @@ struct LayerKernels {
   // to [n] += the sums of the columns of a [rows, n].
   void (*add_columns)(const T* a, int64_t lda, int64_t rows, int64_t n, Arithmetic<T>* to);
 
-  // Rows in all steps up to which w_hh of K = k columns is better read as it lies.
-  int64_t (*dot_rows)(int64_t k);
+  // Whether w_hh of K = k columns is better read as it lies.
+  bool (*dot_steps)(int64_t steps, int64_t rows, int64_t k, bool streams);
 
   // Rows up to which `step` is faster than two large products and the gates.
   int64_t step_rows;

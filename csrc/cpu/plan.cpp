@@ -1,6 +1,7 @@
 #include "cpu/plan.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 
 #include "cpu/parallel.h"
@@ -31,8 +32,8 @@ constexpr int64_t kStepBytes = 512 * 1024;
 // of the third-level cache.
 constexpr int64_t kTurnBytes = 3 << 20;
 
-// Flops of a product that a core does in the time that it takes to start another.
-constexpr int64_t kProductFlops = 1 << 20;
+// Flops that a core does in the time that it takes to start another.
+constexpr int64_t kStartFlops = 1 << 20;
 
 // What a chunk's activations may take so that they are still in cache when its steps read them.
 constexpr int64_t kChunkBytes = 1 << 20;
@@ -46,10 +47,19 @@ constexpr int64_t kPanelRows = 4, kBarrierRows = 1;
 // By how much the busiest of m threads exceeds the mean when n things are dealt to them.
 double imbalance(int64_t n, int64_t m) { return double((n + m - 1) / m * m) / double(n); }
 
+std::atomic<bool> pass_flops_ignored{false};
+
+int flops_threads(int64_t flops, int available_threads) {
+  return int(std::clamp<int64_t>(flops / kStartFlops, 1, available_threads));
+}
+
 }  // namespace
+
+void ignore_pass_flops(bool ignore) { pass_flops_ignored = ignore; }
 
 Plan make_plan(const Problem& p, int available_threads) {
   Plan plan;
+  if (!pass_flops_ignored) available_threads = flops_threads(p.pass_flops, available_threads);
   const int64_t step_flops = 2 * p.B * p.gates * p.H * p.K;
   const int64_t panels = (p.H + p.panel_units - 1) / p.panel_units;
   const int64_t weight_bytes = p.gates * p.H * p.K * p.element_size;
@@ -98,7 +108,7 @@ bool streams(int64_t cache_bytes) {
 }
 
 int product_threads(int64_t M, int64_t N, int64_t K, int available_threads) {
-  return int(std::clamp<int64_t>(2 * M * N * K / kProductFlops, 1, available_threads));
+  return flops_threads(2 * M * N * K, available_threads);
 }
 
 bool slow_pairs_pay(int64_t B, int64_t R, int64_t weights) {

@@ -12,6 +12,7 @@ struct Problem {
   int directions;
   int panel_units;         // hidden units in one panel of packed weights
   int element_size;        // bytes of the arithmetic's type
+  int64_t pass_flops;      // of all its products
   int64_t min_chunk_rows;  // fewest rows worth a product of their own outside the time loop
   int64_t cache_bytes;     // of a core's second-level cache: planned_cache_bytes()
 };
@@ -41,6 +42,9 @@ bool alternates(int64_t bytes, int64_t cache_bytes);
 int product_threads(int64_t M, int64_t N, int64_t K, int available_threads);
 
 Plan make_plan(const Problem& problem, int available_threads);
+
+// For tests: whether passes take as many threads as their steps are worth, however few their flops.
+void ignore_pass_flops(bool ignore);
 
 // Whether a layer of bfloat16 is better multiplied in pairs at half the rate of float32 than
 // converted, for B rows a step, R in all, and so many recurrent weights.

@@ -6,6 +6,7 @@
 #include <c10/util/SmallVector.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <algorithm>
 #include <array>
 #include <string>
 #include <vector>
@@ -329,6 +330,8 @@ Tensor put_rows(const Tensor& rows, const Tensor& source, const Tensor& padding,
   return scattered(rows, source, padding, first, second);
 }
 
+namespace {
+
 LayerResult differentiable_layer(Cell cell, const Tensor& input, const Optional& batch_sizes,
                                  const Tensor& h_0, const Optional& c_0, at::TensorList params,
                                  std::string_view save) {
@@ -336,6 +339,52 @@ LayerResult differentiable_layer(Cell cell, const Tensor& input, const Optional&
   variable_list r =
       LayerFunction::apply(Call{cell, save, batch_sizes, &no_c_n}, input, h_0, c_0, params);
   return {r[0], r[1], c_0 ? r[2] : no_c_n};
+}
+
+// Below autograd: the operator, without Python's reading of its arguments.
+LayerResult plain_layer(Cell cell, const Tensor& input, const Optional& batch_sizes,
+                        const Tensor& h_0, const Optional& c_0, at::TensorList params,
+                        std::string_view /*save*/) {
+  const at::AutoDispatchBelowADInplaceOrView below;
+  auto [output, h_n, c_n, gates, cells] =
+      forward_op(cell).call(input, batch_sizes, h_0, c_0, params, "none");
+  return {output, h_n, c_n};
+}
+
+}  // namespace
+
+LayerResult layers(Cell cell, const Tensor& input, const Optional& batch_sizes, const Tensor& h_0,
+                   const Optional& c_0, at::TensorList params, int64_t count, double dropout,
+                   std::string_view save) {
+  const auto num_params = static_cast<int64_t>(params.size());
+  TORCH_CHECK(count > 0 && h_0.dim() > 0 && h_0.size(0) % count == 0 && num_params % count == 0,
+              "seqkern: the states' first dimension and the parameters must be multiples of the ",
+              count, " layers, got h_0 ", h_0.sizes(), " and ", num_params, " parameters");
+  // One layer's of all layers' states.
+  const auto states = [&](const Tensor& all, int64_t layer) {
+    if (count == 1) return all;
+    const int64_t directions = h_0.size(0) / count;
+    return all.narrow(0, layer * directions, directions);
+  };
+  const auto differentiable = [](const Tensor& tensor) { return tensor.requires_grad(); };
+  const bool of_states = differentiable(h_0) || (c_0 && differentiable(*c_0));
+  Tensor output = input;
+  std::vector<Tensor> h_n, c_n;
+  for (int64_t i = 0; i < count; ++i) {
+    if (i > 0 && dropout > 0) output = at::dropout(output, dropout, true);
+    const at::TensorList own = params.slice(i * num_params / count, num_params / count);
+    const bool node =
+        at::GradMode::is_enabled() && (differentiable(output) || of_states ||
+                                       std::any_of(own.begin(), own.end(), differentiable));
+    const auto layer = node ? differentiable_layer : plain_layer;
+    LayerResult r = layer(cell, output, batch_sizes, states(h_0, i),
+                          c_0 ? Optional(states(*c_0, i)) : std::nullopt, own, save);
+    if (count == 1) return r;
+    output = std::move(r.output);
+    h_n.push_back(std::move(r.h_n));
+    c_n.push_back(std::move(r.c_n));
+  }
+  return {output, at::cat(h_n), c_0 ? at::cat(c_n) : c_n[0]};
 }
 
 StepResult differentiable_step(Cell cell, const Tensor& input, const Optional& h, const Optional& c,
@@ -354,14 +403,6 @@ StepResult differentiable_step(Cell cell, const Tensor& input, const Optional& h
   }
   variable_list r = StepFunction::apply(cell, input, *from_h, from_c, at::TensorList(params));
   return {r[0], info.has_cell_state ? r[1] : Tensor()};
-}
-
-LayerResult plain_layer(Cell cell, const Tensor& input, const Optional& batch_sizes,
-                        const Tensor& h_0, const Optional& c_0, at::TensorList params) {
-  const at::AutoDispatchBelowADInplaceOrView below;
-  auto [output, h_n, c_n, gates, cells] =
-      forward_op(cell).call(input, batch_sizes, h_0, c_0, params, "none");
-  return {output, h_n, c_n};
 }
 
 StepResult plain_step(Cell cell, const Tensor& input, const Optional& h, const Optional& c,

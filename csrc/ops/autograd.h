@@ -1,4 +1,4 @@
-// A layer, one step of a cell, and the rows of padded batches for plain eager mode: as nodes of
+// Layers, one step of a cell, and the rows of padded batches for plain eager mode: as nodes of
 // autograd, what seqkern/autograd.py's Layer is where more is at work; and without a gradient.
 #pragma once
 
@@ -14,15 +14,16 @@ namespace seqkern::ops {
 
 struct LayerResult {
   at::Tensor output;  // [T, B, D*K] or [R, D*K]
-  at::Tensor h_n;     // [D, B, K]
-  at::Tensor c_n;     // [D, B, H], or [0] without a cell state
+  at::Tensor h_n;     // [L*D, B, K]
+  at::Tensor c_n;     // [L*D, B, H], or [0] without a cell state
 };
 
-// Arguments as of the operators NAME_forward.
-LayerResult differentiable_layer(Cell cell, const at::Tensor& input,
-                                 const std::optional<at::Tensor>& batch_sizes,
-                                 const at::Tensor& h_0, const std::optional<at::Tensor>& c_0,
-                                 at::TensorList params, std::string_view save);
+// `count` = L layers, each on what the one before returned, with dropout of that probability
+// between them. Arguments as of the operators NAME_forward; states and params are those of all
+// layers. A layer is a node where one of its arguments wants a gradient.
+LayerResult layers(Cell cell, const at::Tensor& input, const std::optional<at::Tensor>& batch_sizes,
+                   const at::Tensor& h_0, const std::optional<at::Tensor>& c_0,
+                   at::TensorList params, int64_t count, double dropout, std::string_view save);
 
 // Arguments as of the operators NAME_step. What it returns is no view and may be changed in place.
 StepResult differentiable_step(Cell cell, const at::Tensor& input,
@@ -31,10 +32,7 @@ StepResult differentiable_step(Cell cell, const at::Tensor& input,
                                const at::Tensor& w_hh, const std::optional<at::Tensor>& b_ih,
                                const std::optional<at::Tensor>& b_hh);
 
-// The same below autograd: the operators, without Python's reading of their arguments.
-LayerResult plain_layer(Cell cell, const at::Tensor& input,
-                        const std::optional<at::Tensor>& batch_sizes, const at::Tensor& h_0,
-                        const std::optional<at::Tensor>& c_0, at::TensorList params);
+// The same below autograd: the operator, without Python's reading of their arguments.
 StepResult plain_step(Cell cell, const at::Tensor& input, const std::optional<at::Tensor>& h,
                       const std::optional<at::Tensor>& c, const at::Tensor& w_ih,
                       const at::Tensor& w_hh, const std::optional<at::Tensor>& b_ih,

@@ -71,7 +71,7 @@ BackwardResult backward(const cpu::LayerKernels<T>& table, const Layer& s,
   const int64_t rotation = info.grad_rotation * H, head = G * H - rotation;
   // Plain panels hold as many units as those of a cell with one gate.
   const int panel_units = table.panel_units[static_cast<int>(Cell::RnnTanh)];
-  Run<T> run(table, s, in.input.options(), info.grad_gates, panel_units, kBackwardChunkRows,
+  Run<T> run(table, s, in.input.options(), info.grad_gates, panel_units, 4, kBackwardChunkRows,
              Groups::kOfChunk);
   const bool recompute = S > 0 && in.gates.dim() == 1;
   // Where each gate is a function of one sum, both products go into the gates' own place.

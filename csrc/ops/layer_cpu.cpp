@@ -24,7 +24,7 @@ ForwardResult forward(const cpu::LayerKernels<T>& table, const Layer& s, const T
   // that the kernels save in another one need a place of their own.
   constexpr bool same = std::is_same_v<T, A>;
   const bool in_place = save_gates && S >= G && same && input.scalar_type() == kTypeOf<T>;
-  Run<T> run(table, s, input.options(), static_cast<int>(G), table.panel_units[cell],
+  Run<T> run(table, s, input.options(), static_cast<int>(G), table.panel_units[cell], 2,
              kForwardChunkRows, in_place ? Groups::kOfAll : Groups::kOfAllSpaced);
 
   const Matrix<const T> x{run.template read<T>(input), s.R, s.I, s.I};
@@ -56,7 +56,8 @@ ForwardResult forward(const cpu::LayerKernels<T>& table, const Layer& s, const T
     A *bias, *product = nullptr;
     Tensor scratch;
   };
-  const bool plain = s.T > 1 && s.R <= table.dot_rows(K);
+  const bool plain =
+      s.T > 1 && table.dot_steps(s.T, s.R, K, cpu::streams(cpu::planned_cache_bytes()));
   std::vector<PerDirection> dirs(s.D);
   for (int64_t d = 0; d < s.D; ++d) {
     PerDirection& dir = dirs[d];

@@ -62,7 +62,7 @@ const T* input_data(const Tensor& tensor, int64_t first = 0) {
 
 // What forward and backward have in common: the types, the plan, the chunks, the team of threads. T
 // is the type of the kernels, A that of their sums; the caller's tensors may have a third
-// (storage).
+// (storage). The pass makes so many flops for each row and weight.
 template <typename T>
 struct Run {
   using A = Arithmetic<T>;
@@ -75,7 +75,7 @@ struct Run {
   ForkGuard guard;
 
   Run(const cpu::LayerKernels<T>& table, const Layer& layer, const at::TensorOptions& options,
-      int width, int panel_units, int64_t min_chunk_rows, Groups groups)
+      int width, int panel_units, int64_t flops, int64_t min_chunk_rows, Groups groups)
       : s(layer),
         kernels(table),
         storage(options),
@@ -87,6 +87,7 @@ struct Run {
                              .directions = static_cast<int>(s.D),
                              .panel_units = panel_units,
                              .element_size = sizeof(A),
+                             .pass_flops = flops * s.R * s.D * width * s.H * (s.I + s.K),
                              .min_chunk_rows = min_chunk_rows,
                              .cache_bytes = cpu::planned_cache_bytes()},
                             at::get_num_threads())),

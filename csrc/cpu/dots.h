@@ -41,25 +41,26 @@ template <class T>
 inline constexpr int kDotWeights = Simd<T>::kLanes < 4 ? Simd<T>::kLanes : 4;
 inline constexpr int kDotRows = kVectorBytes == 64 ? 6 : kVectorBytes == 32 ? 3 : 2;
 
-// Rows in all, over the steps, up to which products with weights of k terms take less time so than
-// with packed ones: each sum ends with additions within a vector, which more terms outweigh. Rows
-// of weights that are no whole vectors do not start at one either, and each is read twice.
+// Rows up to which a product with weights of k terms takes less time so than with packed ones: each
+// sum ends with additions within a vector, which more terms outweigh. Rows of weights that are no
+// whole vectors do not start at one either, and each is read twice: half as many, but where weights
+// come faster in a single stream (plan.h), as packing them is slower there.
 template <class T>
-constexpr int64_t dot_rows(int64_t k) {
+constexpr int64_t dot_rows(int64_t k, bool streams) {
   constexpr int64_t kLanes = kLanesOf<T>;
   if (kOperandTerms<T> > 1) return 0;
-  const int64_t rows = k * kLanes / (k % kLanes == 0 ? 112 : 224);
+  const bool twice = k % kLanes != 0 && !(streams && kVectorBytes == 64);
+  const int64_t rows = k * kLanes / (twice ? 224 : 112);
   return rows < 48 ? rows : 48;
 }
 
-// Whether the recurrent products of so many steps, and rows in all, take less time so. Where
-// weights come faster in a single stream (plan.h) a packed matrix is one, and several of its rows
-// are not: there each step costs as much as three rows more.
+// Whether the same holds of the recurrent products of so many steps, and rows in all. Where a
+// single stream is faster a packed matrix is one, and several of its rows are not: there each step
+// costs as much as three rows more.
 template <class T>
 constexpr bool dot_steps(int64_t steps, int64_t rows, int64_t k, bool streams) {
-  if (kOperandTerms<T> > 1 || kVectorBytes < 64 || !streams) return rows <= dot_rows<T>(k);
-  constexpr int64_t kLanes = kLanesOf<T>;
-  const int64_t most = k * kLanes * 7 / (k % kLanes == 0 ? 256 : 512);
+  if (kOperandTerms<T> > 1 || kVectorBytes < 64 || !streams) return rows <= dot_rows<T>(k, streams);
+  const int64_t most = k * kLanesOf<T> * 7 / 256;
   return 3 * steps + rows <= (most < 48 ? most : 48);
 }
 

@@ -6,6 +6,7 @@
 #include <initializer_list>
 #include <iterator>
 
+#include "cpu/capability.h"
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
 #include "cpu/plan.h"
@@ -172,7 +173,8 @@ class Team {
             .c_rows = steps.to,
             .steps = steps.count,
             .groups = barrier_ ? steps.groups : cpu::RowGroups{},
-            .in_place = factor.in_place};
+            .in_place = factor.in_place,
+            .streams = cpu::streams(cpu::planned_cache_bytes())};
   }
 
   void pack_share(const Factor<T>& factor, int index, int count) const {

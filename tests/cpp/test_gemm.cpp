@@ -66,7 +66,7 @@ struct Case {
   bool a_transposed;
   struct Product {
     int64_t N, k_block;
-    bool b_transposed, add;
+    bool b_transposed, add, streams;
     Right right;
   };
   std::vector<Product> products;
@@ -145,6 +145,7 @@ bool check(const LayerKernels<T>& kernels, Case s) {
                                   ? RowGroups{}
                                   : RowGroups{s.bounds.data(), int64_t(s.bounds.size()) - 1},
                     .in_place = p.right == Right::kInPlace,
+                    .streams = p.streams,
                     .also = also});
   }
   const bool deals = kernels.gemm_deals(args.back());
@@ -263,6 +264,7 @@ int main(int argc, char** argv) {
                       .k_block = any_of({0, 0, 64}),
                       .b_transposed = generator() % 2 == 0,
                       .add = generator() % 2 == 0,
+                      .streams = generator() % 2 == 0,
                       .right = generator() % 2 == 0 ? Right::kPacked : Right::kInPlace};
       // Many panels, and with as many terms as a slab has more than one group of them.
       if (i % 40 == 10 || i % 80 == 40) p.N = 300;

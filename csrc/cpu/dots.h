@@ -43,14 +43,17 @@ inline constexpr int kDotRows = kVectorBytes == 64 ? 6 : kVectorBytes == 32 ? 3 
 
 // Rows up to which a product with weights of k terms takes less time so than with packed ones: each
 // sum ends with additions within a vector, which more terms outweigh. Rows of weights that are no
-// whole vectors do not start at one either, and each is read twice: half as many, but where weights
-// come faster in a single stream (plan.h), as packing them is slower there.
+// whole vectors do not start at one either, and each is read twice: half as many rows. Where
+// weights come faster in a single stream (plan.h) packing them is slow, and slower yet if they are
+// such.
 template <class T>
 constexpr int64_t dot_rows(int64_t k, bool streams) {
   constexpr int64_t kLanes = kLanesOf<T>;
   if (kOperandTerms<T> > 1) return 0;
-  const bool twice = k % kLanes != 0 && !(streams && kVectorBytes == 64);
-  const int64_t rows = k * kLanes / (twice ? 224 : 112);
+  const int64_t rows = k * kLanes /
+                       (streams && kVectorBytes == 64 ? 64
+                        : k % kLanes == 0             ? 112
+                                                      : 224);
   return rows < 48 ? rows : 48;
 }
 

@@ -83,7 +83,7 @@ SEQKERN_INLINE void for_tiles(int64_t begin, int64_t end, const T* a, int64_t ld
   if constexpr (Vectors == 4 && kVectorBytes == 64) {
     constexpr int64_t high = max_rows(2), half = 2 * kLanesOf<T>;
     const int64_t tiles = ceil_div(rows_in_all, high);
-    if (whole && tiles <= 2 && rows_in_all >= tiles * (high - 1)) {
+    if (whole && tiles <= 2 && rows_in_all > tiles * most) {
       for_tiles<T, Vectors>(
           begin, end, high,
           [&](int64_t first, int rows, A* out) {

@@ -148,7 +148,7 @@ struct GemmArgs {
   int64_t steps = 0;
   RowGroups groups = {};
   bool in_place = false;           // gemm_in_place says that b may stay as it is for any a
-  bool streams = false;            // as for a step
+  bool streams = false;            // as in StepArgs
   const GemmArgs* also = nullptr;  // another product of the same a, which is packed once for both
 };
 

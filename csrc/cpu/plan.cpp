@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cmath>
 
+#include "cpu/capability.h"
 #include "cpu/parallel.h"
 
 namespace seqkern::cpu {
@@ -103,7 +104,8 @@ bool alternates(int64_t bytes, int64_t cache_bytes) {
   return cache_bytes >= kLargeCache ? bytes > cache_bytes / 4 * 3 : bytes >= cache_bytes / 2;
 }
 
-bool streams(int64_t cache_bytes) {
+bool streams() {
+  const int64_t cache_bytes = planned_cache_bytes();
   return kMediumCache <= cache_bytes && cache_bytes < kLargeCache;
 }
 

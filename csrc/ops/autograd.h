@@ -32,7 +32,7 @@ StepResult differentiable_step(Cell cell, const at::Tensor& input,
                                const at::Tensor& w_hh, const std::optional<at::Tensor>& b_ih,
                                const std::optional<at::Tensor>& b_hh);
 
-// The same below autograd: the operator, without Python's reading of their arguments.
+// The same below autograd: the operator, without Python's reading of its arguments.
 StepResult plain_step(Cell cell, const at::Tensor& input, const std::optional<at::Tensor>& h,
                       const std::optional<at::Tensor>& c, const at::Tensor& w_ih,
                       const at::Tensor& w_hh, const std::optional<at::Tensor>& b_ih,

@@ -56,8 +56,7 @@ ForwardResult forward(const cpu::LayerKernels<T>& table, const Layer& s, const T
     A *bias, *product = nullptr;
     Tensor scratch;
   };
-  const bool plain =
-      s.T > 1 && table.dot_steps(s.T, s.R, K, cpu::streams(cpu::planned_cache_bytes()));
+  const bool plain = s.T > 1 && table.dot_steps(s.T, s.R, K, cpu::streams());
   std::vector<PerDirection> dirs(s.D);
   for (int64_t d = 0; d < s.D; ++d) {
     PerDirection& dir = dirs[d];

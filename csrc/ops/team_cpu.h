@@ -6,7 +6,6 @@
 #include <initializer_list>
 #include <iterator>
 
-#include "cpu/capability.h"
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
 #include "cpu/plan.h"
@@ -174,7 +173,7 @@ class Team {
             .steps = steps.count,
             .groups = barrier_ ? steps.groups : cpu::RowGroups{},
             .in_place = factor.in_place,
-            .streams = cpu::streams(cpu::planned_cache_bytes())};
+            .streams = cpu::streams()};
   }
 
   void pack_share(const Factor<T>& factor, int index, int count) const {

@@ -33,12 +33,23 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is kept on Li
 
 
 @linux
-def test_is_used_again(layer):
+@pytest.mark.parametrize("steps", [2, 5, 64])  # 64 KiB each
+def test_is_used_again(layer, steps):
     with torch.no_grad():
-        first = run(layer)
+        first = run(layer, steps)
         place = first.data_ptr()
         del first
-        assert run(layer).data_ptr() == place
+        assert run(layer, steps).data_ptr() == place
+
+
+@linux
+def test_no_more_blocks_are_kept_than_are_soon_looked_through(layer):
+    with torch.no_grad():
+        run(layer, 2)
+        outputs = [run(layer, 2) for _ in range(1500)]
+        before = resident()
+        del outputs
+        assert before - resident() > 32 * MIB  # of some 500 blocks of 128 KiB
 
 
 def test_is_not_taken_from_those_who_use_it(layer):

@@ -17,12 +17,18 @@ namespace {
 
 #if defined(SEQKERN_KEEPS_MEMORY)
 
-// Smaller tensors are left to malloc.
-constexpr size_t kLarge = size_t{512} << 10, kGrain = size_t{64} << 10;
-// Blocks begin with a huge page: one fault for 2 MiB, where the system gives them.
-constexpr size_t kPage = size_t{2} << 20;
+// Smaller tensors are left to malloc. From this size on, at first, it maps memory for each of them,
+// and gives what is free at the end of its heap back to the system: in each of a layer's calls.
+constexpr size_t kLeast = size_t{128} << 10;
+// These begin with a huge page: one fault for 2 MiB, where the system gives them.
+constexpr size_t kLarge = size_t{512} << 10, kPage = size_t{2} << 20;
 // What is kept at most when nothing uses it.
-constexpr size_t kMostKept = size_t{256} << 20;
+constexpr size_t kMostKept = size_t{256} << 20, kMostBlocks = 1024;
+
+size_t rounded(size_t size) {
+  const size_t grain = size < kLarge ? size_t{4} << 10 : size_t{64} << 10;
+  return (size + grain - 1) / grain * grain;
+}
 
 struct Block {
   void* data;
@@ -30,6 +36,11 @@ struct Block {
 };
 
 void* map(size_t size) {
+  if (size < kLarge) {
+    void* const data =
+        mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return data == MAP_FAILED ? nullptr : data;
+  }
   void* const all =
       mmap(nullptr, size + kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (all == MAP_FAILED) return nullptr;
@@ -53,9 +64,10 @@ class Kept {
   Block take(size_t size) {
     if (lock_.test_and_set(std::memory_order_acquire)) return {};
     size_t best = blocks_.size();
-    for (size_t i = 0; i < blocks_.size(); ++i) {
+    for (size_t i = blocks_.size(); i-- > 0;) {
       if (blocks_[i].size < size || blocks_[i].size > size + size / 2) continue;
-      if (best == blocks_.size() || blocks_[i].size <= blocks_[best].size) best = i;
+      if (best == blocks_.size() || blocks_[i].size < blocks_[best].size) best = i;
+      if (blocks_[best].size == size) break;
     }
     Block found{};
     if (best < blocks_.size()) {
@@ -88,7 +100,7 @@ class Kept {
  private:
   void release(size_t most) {
     size_t n = 0;
-    for (; total_ > most; ++n) {
+    for (; total_ > most || blocks_.size() - n > kMostBlocks; ++n) {
       munmap(blocks_[n].data, blocks_[n].size);
       total_ -= blocks_[n].size;
     }
@@ -113,12 +125,12 @@ void give_back(void* context) {
   delete block;
 }
 
-class LargeMemory final : public c10::Allocator {
+class KeptMemory final : public c10::Allocator {
  public:
   c10::DataPtr allocate(size_t n) override {
     // Also what a storage is resized to comes here.
-    if (n < kLarge) return c10::GetCPUAllocator()->allocate(n);
-    const size_t size = (n + kGrain - 1) / kGrain * kGrain;
+    if (n < kLeast) return c10::GetCPUAllocator()->allocate(n);
+    const size_t size = rounded(n);
     Block block = kept().take(size);
     if (!block.data) block = {map(size), size};
     if (!block.data) {
@@ -142,8 +154,8 @@ class LargeMemory final : public c10::Allocator {
 at::Tensor empty_cpu(at::IntArrayRef sizes, const at::TensorOptions& options) {
 #if defined(SEQKERN_KEEPS_MEMORY)
   const auto dtype = c10::typeMetaToScalarType(options.dtype());
-  if (c10::multiply_integers(sizes) * c10::elementSize(dtype) >= kLarge) {
-    static LargeMemory* const memory = new LargeMemory;
+  if (c10::multiply_integers(sizes) * c10::elementSize(dtype) >= kLeast) {
+    static KeptMemory* const memory = new KeptMemory;
     return at::detail::empty_generic(sizes, memory, c10::DispatchKeySet(c10::DispatchKey::CPU),
                                      dtype, std::nullopt);
   }

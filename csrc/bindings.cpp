@@ -71,10 +71,10 @@ py::object wrap(at::Tensor tensor) {
 // (output, h_n, c_n); None where more is at work than eager mode.
 py::object layers(std::string_view cell_name, py::handle input, py::handle batch_sizes,
                   py::handle h_0, py::handle c_0, const py::object& params, int64_t count,
-                  double dropout, std::string_view save) {
+                  int64_t directions, double dropout, std::string_view save) {
   Arguments args;
-  if (!plain_mode() || !args.take(input) || !args.take_optional(batch_sizes) || !args.take(h_0) ||
-      !args.take_optional(c_0)) {
+  if (!plain_mode() || !args.take(input) || !args.take_optional(batch_sizes) ||
+      !args.take_optional(h_0) || !args.take_optional(c_0)) {
     return py::none();
   }
   for (py::handle param : params) {
@@ -84,8 +84,8 @@ py::object layers(std::string_view cell_name, py::handle input, py::handle batch
   seqkern::ops::LayerResult r;
   {
     py::gil_scoped_release no_gil;
-    r = seqkern::ops::layers(cell, args[0], args.optional(1), args[2], args.optional(3),
-                             args.from(4), count, dropout, save);
+    r = seqkern::ops::layers(cell, args[0], args.optional(1), args.optional(2), args.optional(3),
+                             args.from(4), count, directions, dropout, save);
   }
   return py::make_tuple(wrap(std::move(r.output)), wrap(std::move(r.h_n)), wrap(std::move(r.c_n)));
 }

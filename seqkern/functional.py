@@ -269,25 +269,40 @@ def _params(*weights: Tensor | None) -> list[Tensor]:
     return [w for w in weights if w is not None]
 
 
-def layers(
+def plain_layers(
     cell: str,  # "lstm", "gru", "rnn_tanh" or "rnn_relu"
     input: Tensor,
     batch_sizes: Tensor | None,
-    h_0: Tensor,  # [L*D, B, K]
+    h_0: Tensor | None,  # [L*D, B, K]
     c_0: Tensor | None,  # [L*D, B, H]
     params: Sequence[Tensor],  # of all layers
+    num_layers: int,
+    directions: int,
+    dropout: float,
+    save: str,
+) -> tuple[Tensor, ...] | None:
+    """What ``layers`` returns, by one call of the extension, which makes states of zeros where padded input
+    comes without. None where more than eager mode is at work."""
+    if not _dynamo_compiling() and _plain(input) and _has_kernels(input):
+        return _eager_layers(
+            cell, input, batch_sizes, h_0, c_0, params, num_layers, directions, dropout, save
+        )
+    return None
+
+
+def layers(
+    cell: str,
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    h_0: Tensor,
+    c_0: Tensor | None,
+    params: Sequence[Tensor],
     num_layers: int,
     dropout: float,
     save: str,
 ) -> tuple[Tensor, ...]:
     """L = num_layers layers of any cell, each on what the one before returned, with dropout of that probability
     between them: output, h_n, c_n as those of one layer."""
-    if not _dynamo_compiling() and _plain(input) and _has_kernels(input):
-        results = _eager_layers(
-            cell, input, batch_sizes, h_0, c_0, params, num_layers, dropout, save
-        )
-        if results is not None:
-            return results
     if num_layers == 1:
         return layer(cell, input, batch_sizes, h_0, c_0, params, save=save)
     directions, own = h_0.size(0) // num_layers, len(params) // num_layers
@@ -350,7 +365,10 @@ def layer(
 def _with_kernel(cell, input, batch_sizes, h_0, c_0, params, save) -> tuple[Tensor, ...]:
     # Dynamo and transforms know Functions and operators alone.
     if not _dynamo_compiling() and not _functorch_active():
-        results = _eager_layers(cell, input, batch_sizes, h_0, c_0, params, 1, 0.0, save)
+        directions = h_0.size(0)
+        results = _eager_layers(
+            cell, input, batch_sizes, h_0, c_0, params, 1, directions, 0.0, save
+        )
         if results is not None:
             return results
     if _grad_enabled() and (

@@ -20,7 +20,7 @@ from torch.nn.utils._expanded_weights.expanded_weights_impl import ExpandedWeigh
 from torch.nn.utils.rnn import PackedSequence
 
 from seqkern import dynamo, onnx
-from seqkern.functional import gru_cell, layers, lstm_cell, plain_step, rnn_cell
+from seqkern.functional import gru_cell, layers, lstm_cell, plain_layers, plain_step, rnn_cell
 from seqkern.lengths import checked, layout
 from seqkern.scripted import ScriptedLSTM, ScriptedOneState, scripted_cell
 
@@ -40,6 +40,9 @@ _TORCH_FUNCTIONS = {
     "RNN_TANH": torch._VF.rnn_tanh,
     "RNN_RELU": torch._VF.rnn_relu,
 }
+
+
+_NONE = None, None
 
 
 class _Layers(nn.RNNBase):
@@ -97,10 +100,7 @@ class _Layers(nn.RNNBase):
             states = states and tuple([s.unsqueeze(1) for s in states])
         else:
             time_major = input.transpose(0, 1).contiguous() if self.batch_first else input
-        steps, batch, _ = time_major.shape
-        if states is None:
-            states = self._zeros(input, batch)
-        if steps == 0:
+        if time_major.size(0) == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
 
         output, states = self._run(time_major, None, states, weights)
@@ -158,20 +158,38 @@ class _Layers(nn.RNNBase):
         return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), states
 
     def _run(self, input, batch_sizes, states, weights):
-        """The layers one after the other, on time-major input and sorted states [L*D, B, ...]."""
+        """The layers one after the other, on time-major input and sorted states [L*D, B, ...], which
+        are zeros where there are none and the input is padded."""
         if _needs_torch(weights[0]) or not isinstance(input, Tensor):
             output, *states = self._run_torch(input, batch_sizes, states, weights)
             return output, tuple(states)
         cell = _CELLS[self.mode]
-        h_0, c_0 = states if len(states) == 2 else (states[0], None)
         dropout = self.dropout if self.training else 0.0
+        h_0, c_0 = _NONE if states is None else states if len(states) == 2 else (states[0], None)
+        directions = 2 if self.bidirectional else 1
         try:
-            output, h_n, c_n = layers(
-                cell, input, batch_sizes, h_0, c_0, weights, self.num_layers, dropout, self.save
+            results = plain_layers(
+                cell,
+                input,
+                batch_sizes,
+                h_0,
+                c_0,
+                weights,
+                self.num_layers,
+                directions,
+                dropout,
+                self.save,
             )
-            return output, (h_n,) if c_0 is None else (h_n, c_n)
+            if results is None:
+                if h_0 is None:
+                    h_0, c_0 = (*self._zeros(input, input.size(1)), None)[:2]
+                results = layers(
+                    cell, input, batch_sizes, h_0, c_0, weights, self.num_layers, dropout, self.save
+                )
+            output, h_n, c_n = results
+            return output, (h_n, c_n) if cell == "lstm" else (h_n,)
         except (AttributeError, RuntimeError):
-            if _mixed(input, *states, *weights):
+            if _mixed(input, *(states or ()), *weights):
                 self._run_torch(input, batch_sizes, states, weights)
             raise
 
@@ -179,6 +197,8 @@ class _Layers(nn.RNNBase):
         """torch's own layers on the same arguments: output, h_n[, c_n]. Called for its error too,
         where dtypes or devices are mixed or a parameter is None."""
         options = (self.bias, self.num_layers, self.dropout, self.training, self.bidirectional)
+        if states is None:
+            states = self._zeros(input, input.size(1))
         if batch_sizes is None:
             arguments = (input, self._hidden(states), weights, *options, False)
         else:
@@ -206,21 +226,18 @@ class _Layers(nn.RNNBase):
 
     def _fits(self, input, states, weights, dim: int) -> bool:
         """Whether padded arguments are plainly what they should be; if not, _check has the word."""
-        if dim == 3:
-            batch = (input.size(0 if self.batch_first else 1),)
-        elif dim == 2:
-            batch = ()
-        else:
+        if dim not in (2, 3):
             return False
         if input.size(-1) != self.input_size or input.dtype != weights[0].dtype:
             return False
         if states is None:
             return True
+        batch = () if dim == 2 else (input.size(0 if self.batch_first else 1),)
         rows = self.num_layers * 2 if self.bidirectional else self.num_layers
-        return all(
-            state.dim() == dim and state.shape == (rows, *batch, width)
-            for state, width in zip(states, self._state_widths(), strict=True)
-        )
+        for state, width in zip(states, self._state_widths(), strict=True):
+            if state.dim() != dim or state.shape != (rows, *batch, width):
+                return False
+        return True
 
     def _check(self, input, states) -> None:
         """torch's checks of padded arguments in torch's order; returns where torch goes on, as

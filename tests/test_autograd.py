@@ -187,8 +187,17 @@ def test_calls_of_a_node_that_do_not_fit():
     with pytest.raises(TypeError, match="not the arguments of this cell's step"):
         _C.step("lstm", torch.ones(2, 3))
     params, states = [torch.ones(3, 3)] * 4, torch.zeros(3, 2, 3)
-    with pytest.raises(RuntimeError, match=r"multiples of the 2 layers, got h_0 \[3, 2, 3\]"):
-        _C.layers("rnn_tanh", torch.ones(4, 2, 3), None, states, None, params, 2, 0.0, "gates")
+
+    def layers(batch_sizes, states, params):
+        input = torch.ones(4, 2, 3)
+        _C.layers("rnn_tanh", input, batch_sizes, states, None, params, 2, 1, 0.0, "gates")
+
+    with pytest.raises(RuntimeError, match=r"2 layers times 1 directions, got h_0 \[3, 2, 3\]"):
+        layers(None, states, params)
+    with pytest.raises(RuntimeError, match="as many parameters for each of 2 layers, got 3"):
+        layers(None, states[:2], params[:3])
+    with pytest.raises(RuntimeError, match="only padded input .* has states by default"):
+        layers(torch.tensor([2, 2]), None, params)
 
 
 def test_layers_are_nodes_where_a_gradient_is_wanted():

@@ -351,23 +351,50 @@ LayerResult plain_layer(Cell cell, const Tensor& input, const Optional& batch_si
   return {output, h_n, c_n};
 }
 
+struct States {
+  Optional h, c;
+};
+
+// Of zeros, for padded input [T, B, I] and one layer's parameters out of `layers`.
+States zero_states(Cell cell, const Tensor& input, at::TensorList params, int64_t layers,
+                   int64_t directions) {
+  const CellInfo& info = cell_info(cell);
+  const Tensor &w_ih = params.front(), &last = params.back();
+  const bool projection = params.size() / directions % 2 == 1;
+  TORCH_CHECK(w_ih.dim() == 2 && (!projection || last.dim() == 2),
+              "seqkern: expected w_ih [G*H, I], and w_hr [P, H] with projection, got ",
+              w_ih.sizes(), " and ", last.sizes());
+  const auto zeros = [&](int64_t width) {
+    return at::zeros({layers * directions, input.size(1), width}, input.options());
+  };
+  const Tensor c = zeros(w_ih.size(0) / info.gates), h = projection ? zeros(last.size(0)) : c;
+  return {h, info.has_cell_state ? Optional(c) : std::nullopt};
+}
+
 }  // namespace
 
-LayerResult layers(Cell cell, const Tensor& input, const Optional& batch_sizes, const Tensor& h_0,
-                   const Optional& c_0, at::TensorList params, int64_t count, double dropout,
-                   std::string_view save) {
+LayerResult layers(Cell cell, const Tensor& input, const Optional& batch_sizes, const Optional& h_0,
+                   const Optional& c_0, at::TensorList params, int64_t count, int64_t directions,
+                   double dropout, std::string_view save) {
   const auto num_params = static_cast<int64_t>(params.size());
-  TORCH_CHECK(count > 0 && h_0.dim() > 0 && h_0.size(0) % count == 0 && num_params % count == 0,
-              "seqkern: the states' first dimension and the parameters must be multiples of the ",
-              count, " layers, got h_0 ", h_0.sizes(), " and ", num_params, " parameters");
+  TORCH_CHECK(count > 0 && directions > 0 && num_params > 0 && num_params % count == 0,
+              "seqkern: expected as many parameters for each of ", count, " layers, got ",
+              num_params);
+  States all{h_0, c_0};
+  if (!h_0) {
+    TORCH_CHECK(!batch_sizes && !c_0 && input.dim() == 3,
+                "seqkern: only padded input [T, B, I] has states by default");
+    all = zero_states(cell, input, params.slice(0, num_params / count), count, directions);
+  }
+  TORCH_CHECK(all.h->dim() > 0 && all.h->size(0) == count * directions,
+              "seqkern: the states' first dimension must be ", count, " layers times ", directions,
+              " directions, got h_0 ", all.h->sizes());
   // One layer's of all layers' states.
-  const auto states = [&](const Tensor& all, int64_t layer) {
-    if (count == 1) return all;
-    const int64_t directions = h_0.size(0) / count;
-    return all.narrow(0, layer * directions, directions);
+  const auto of_layer = [&](const Tensor& all, int64_t layer) {
+    return count == 1 ? all : all.narrow(0, layer * directions, directions);
   };
   const auto differentiable = [](const Tensor& tensor) { return tensor.requires_grad(); };
-  const bool of_states = differentiable(h_0) || (c_0 && differentiable(*c_0));
+  const bool of_states = differentiable(*all.h) || (all.c && differentiable(*all.c));
   Tensor output = input;
   std::vector<Tensor> h_n, c_n;
   for (int64_t i = 0; i < count; ++i) {
@@ -377,14 +404,14 @@ LayerResult layers(Cell cell, const Tensor& input, const Optional& batch_sizes, 
         at::GradMode::is_enabled() && (differentiable(output) || of_states ||
                                        std::any_of(own.begin(), own.end(), differentiable));
     const auto layer = node ? differentiable_layer : plain_layer;
-    LayerResult r = layer(cell, output, batch_sizes, states(h_0, i),
-                          c_0 ? Optional(states(*c_0, i)) : std::nullopt, own, save);
+    LayerResult r = layer(cell, output, batch_sizes, of_layer(*all.h, i),
+                          all.c ? Optional(of_layer(*all.c, i)) : std::nullopt, own, save);
     if (count == 1) return r;
     output = std::move(r.output);
     h_n.push_back(std::move(r.h_n));
     c_n.push_back(std::move(r.c_n));
   }
-  return {output, at::cat(h_n), c_0 ? at::cat(c_n) : c_n[0]};
+  return {output, at::cat(h_n), all.c ? at::cat(c_n) : c_n[0]};
 }
 
 StepResult differentiable_step(Cell cell, const Tensor& input, const Optional& h, const Optional& c,

@@ -20,10 +20,12 @@ struct LayerResult {
 
 // `count` = L layers, each on what the one before returned, with dropout of that probability
 // between them. Arguments as of the operators NAME_forward; states and params are those of all
-// layers. A layer is a node where one of its arguments wants a gradient.
+// layers, in so many directions. Without states a padded input's are zeros. A layer is a node where
+// one of its arguments wants a gradient.
 LayerResult layers(Cell cell, const at::Tensor& input, const std::optional<at::Tensor>& batch_sizes,
-                   const at::Tensor& h_0, const std::optional<at::Tensor>& c_0,
-                   at::TensorList params, int64_t count, double dropout, std::string_view save);
+                   const std::optional<at::Tensor>& h_0, const std::optional<at::Tensor>& c_0,
+                   at::TensorList params, int64_t count, int64_t directions, double dropout,
+                   std::string_view save);
 
 // Arguments as of the operators NAME_step. What it returns is no view and may be changed in place.
 StepResult differentiable_step(Cell cell, const at::Tensor& input,

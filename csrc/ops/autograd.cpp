@@ -355,9 +355,8 @@ struct States {
   Optional h, c;
 };
 
-// Of zeros, for padded input [T, B, I] and one layer's parameters out of `layers`.
-States zero_states(Cell cell, const Tensor& input, at::TensorList params, int64_t layers,
-                   int64_t directions) {
+// Of zeros, for padded input [T, B, I] and one layer's parameters.
+States zero_states(Cell cell, const Tensor& input, at::TensorList params, int64_t directions) {
   const CellInfo& info = cell_info(cell);
   const Tensor &w_ih = params.front(), &last = params.back();
   const bool projection = params.size() / directions % 2 == 1;
@@ -365,7 +364,7 @@ States zero_states(Cell cell, const Tensor& input, at::TensorList params, int64_
               "seqkern: expected w_ih [G*H, I], and w_hr [P, H] with projection, got ",
               w_ih.sizes(), " and ", last.sizes());
   const auto zeros = [&](int64_t width) {
-    return at::zeros({layers * directions, input.size(1), width}, input.options());
+    return at::zeros({directions, input.size(1), width}, input.options());
   };
   const Tensor c = zeros(w_ih.size(0) / info.gates), h = projection ? zeros(last.size(0)) : c;
   return {h, info.has_cell_state ? Optional(c) : std::nullopt};
@@ -381,17 +380,18 @@ LayerResult layers(Cell cell, const Tensor& input, const Optional& batch_sizes, 
               "seqkern: expected as many parameters for each of ", count, " layers, got ",
               num_params);
   States all{h_0, c_0};
-  if (!h_0) {
+  if (h_0) {
+    TORCH_CHECK(h_0->dim() > 0 && h_0->size(0) == count * directions,
+                "seqkern: the states' first dimension must be ", count, " layers times ",
+                directions, " directions, got h_0 ", h_0->sizes());
+  } else {
     TORCH_CHECK(!batch_sizes && !c_0 && input.dim() == 3,
                 "seqkern: only padded input [T, B, I] has states by default");
-    all = zero_states(cell, input, params.slice(0, num_params / count), count, directions);
+    all = zero_states(cell, input, params.slice(0, num_params / count), directions);
   }
-  TORCH_CHECK(all.h->dim() > 0 && all.h->size(0) == count * directions,
-              "seqkern: the states' first dimension must be ", count, " layers times ", directions,
-              " directions, got h_0 ", all.h->sizes());
-  // One layer's of all layers' states.
-  const auto of_layer = [&](const Tensor& all, int64_t layer) {
-    return count == 1 ? all : all.narrow(0, layer * directions, directions);
+  // One layer's of all layers' states; the default is the same for each.
+  const auto of_layer = [&](const Tensor& state, int64_t layer) {
+    return count == 1 || !h_0 ? state : state.narrow(0, layer * directions, directions);
   };
   const auto differentiable = [](const Tensor& tensor) { return tensor.requires_grad(); };
   const bool of_states = differentiable(*all.h) || (all.c && differentiable(*all.c));

@@ -365,7 +365,7 @@ def layer(
 def _with_kernel(cell, input, batch_sizes, h_0, c_0, params, save) -> tuple[Tensor, ...]:
     # Dynamo and transforms know Functions and operators alone.
     if not _dynamo_compiling() and not _functorch_active():
-        directions = h_0.size(0)
+        directions = h_0.size(0) if h_0.dim() else 1
         results = _eager_layers(
             cell, input, batch_sizes, h_0, c_0, params, 1, directions, 0.0, save
         )

@@ -42,9 +42,6 @@ _TORCH_FUNCTIONS = {
 }
 
 
-_NONE = None, None
-
-
 class _Layers(nn.RNNBase):
     """What LSTM, GRU and RNN share. ``states`` is (h_0, c_0) or (h_0,), each [L*D, B, ...] in
     sorted order, or None."""
@@ -165,7 +162,7 @@ class _Layers(nn.RNNBase):
             return output, tuple(states)
         cell = _CELLS[self.mode]
         dropout = self.dropout if self.training else 0.0
-        h_0, c_0 = _NONE if states is None else states if len(states) == 2 else (states[0], None)
+        h_0, c_0 = _h_and_c(states)
         directions = 2 if self.bidirectional else 1
         try:
             results = plain_layers(
@@ -181,8 +178,8 @@ class _Layers(nn.RNNBase):
                 self.save,
             )
             if results is None:
-                if h_0 is None:
-                    h_0, c_0 = (*self._zeros(input, input.size(1)), None)[:2]
+                states = states or self._zeros(input, input.size(1))
+                h_0, c_0 = _h_and_c(states)
                 results = layers(
                     cell, input, batch_sizes, h_0, c_0, weights, self.num_layers, dropout, self.save
                 )
@@ -268,6 +265,12 @@ class _Layers(nn.RNNBase):
     def _wrong_rank(states) -> str:
         (h_0,) = states
         return f"For {{kind}} input, hx should also be {{dim}}-D but got {h_0.dim()}-D tensor"
+
+
+def _h_and_c(states) -> tuple[Tensor | None, Tensor | None]:
+    if states is None:
+        return None, None
+    return states if len(states) == 2 else (states[0], None)
 
 
 def _node(module: nn.Module, input: Proxy, hx, lengths=None) -> Proxy:

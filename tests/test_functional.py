@@ -132,6 +132,7 @@ def test_unknown_nonlinearity():
     "sizes, message",
     (
         ({"input": (5, 2, 3), "h_0": (1, 4, 4)}, r"h_0 must be \[D, B, K\] = \[1, 2, 4\]"),
+        ({"input": (5, 2, 3), "h_0": ()}, r"the states' first dimension .* got h_0 \[\]"),
         ({"input": (5, 2, 7), "h_0": (1, 2, 4)}, r"w_ih must be \[G\*H, I\] = \[12, 7\]"),
         ({"input": (5, 2), "h_0": (1, 2, 4)}, r"input must be \[T, B, I\]"),
     ),

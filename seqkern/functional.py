@@ -277,9 +277,9 @@ def plain_layers(
     c_0: Tensor | None,  # [L*D, B, H]
     params: Sequence[Tensor],  # of all layers
     num_layers: int,
-    directions: int,
     dropout: float,
     save: str,
+    directions: int,
 ) -> tuple[Tensor, ...] | None:
     """What ``layers`` returns, by one call of the extension, which makes states of zeros where padded input
     comes without. None where more than eager mode is at work."""

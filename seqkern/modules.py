@@ -121,7 +121,6 @@ class _Layers(nn.RNNBase):
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
         if onnx.exporting():  # ONNX's operators take lengths in place of batch_sizes
             time_major = input.transpose(0, 1) if self.batch_first else input
-            states = states or self._zeros(input, batch)
             output, states = self._run(time_major, checked(lengths, steps, batch), states, weights)
             return (output.transpose(0, 1) if self.batch_first else output), states
         rows = layout(lengths, input, self.batch_first)
@@ -162,27 +161,13 @@ class _Layers(nn.RNNBase):
             return output, tuple(states)
         cell = _CELLS[self.mode]
         dropout = self.dropout if self.training else 0.0
-        h_0, c_0 = _h_and_c(states)
+        rest = (weights, self.num_layers, dropout, self.save)
         directions = 2 if self.bidirectional else 1
         try:
-            results = plain_layers(
-                cell,
-                input,
-                batch_sizes,
-                h_0,
-                c_0,
-                weights,
-                self.num_layers,
-                directions,
-                dropout,
-                self.save,
-            )
+            results = plain_layers(cell, input, batch_sizes, *_h_and_c(states), *rest, directions)
             if results is None:
                 states = states or self._zeros(input, input.size(1))
-                h_0, c_0 = _h_and_c(states)
-                results = layers(
-                    cell, input, batch_sizes, h_0, c_0, weights, self.num_layers, dropout, self.save
-                )
+                results = layers(cell, input, batch_sizes, *_h_and_c(states), *rest)
             output, h_n, c_n = results
             return output, (h_n, c_n) if cell == "lstm" else (h_n,)
         except (AttributeError, RuntimeError):

@@ -198,6 +198,8 @@ def test_calls_of_a_node_that_do_not_fit():
         layers(None, states[:2], params[:3])
     with pytest.raises(RuntimeError, match="only padded input .* has states by default"):
         layers(torch.tensor([2, 2]), None, params)
+    with pytest.raises(RuntimeError, match=r"expected w_ih \[G\*H, I\], .* got \[3\]"):
+        layers(None, None, [torch.ones(3)] * 4)
 
 
 def test_layers_are_nodes_where_a_gradient_is_wanted():

@@ -1,6 +1,7 @@
 """Memory of large tensors: what one has left behind serves the next."""
 
 import os
+import subprocess
 import sys
 import threading
 
@@ -33,13 +34,40 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is kept on Li
 
 
 @linux
-@pytest.mark.parametrize("steps", [2, 5, 64])  # 64 KiB each
-def test_is_used_again(layer, steps):
+def test_is_used_again(layer):
     with torch.no_grad():
-        first = run(layer, steps)
+        first = run(layer)
         place = first.data_ptr()
         del first
-        assert run(layer, steps).data_ptr() == place
+        assert run(layer).data_ptr() == place
+
+
+FAULTS = """
+import resource, torch, seqkern
+layer, input = seqkern.LSTM(16, 128), torch.ones({steps}, 128, 16)
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+with torch.no_grad():
+    for _ in range(20):
+        layer(input)
+    before = faults()
+    for _ in range(100):
+        layer(input)
+print(faults() - before)
+"""
+
+
+@linux
+@pytest.mark.parametrize("steps", [2, 5])  # outputs of 128 and 320 KiB, in pages of 4
+def test_is_not_mapped_anew_in_each_call(steps):
+    """Where malloc maps each block of 128 KiB and more, as it does until a larger one was freed."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FAULTS.format(steps=steps)],
+        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": str(128 * 1024)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(done.stdout) < 100 * 16
 
 
 @linux

@@ -33,8 +33,8 @@ lstm_cell              promote(c, A)            promote(c, A)
 =====================  =======================  =======================
 
 (*) Where torch runs its LSTM in oneDNN, as it does for float32 input, for bfloat16 input on CPUs with
-AVX-512 and for float16 input on some without grad; else as a ragged one. The first layer's input
-decides for all. Where torch's LSTM raises, for want of a oneDNN that computes in A, all are A.
+AVX-512 and for float16 input on some without grad, no batch being empty; else as a ragged one. The
+first layer's input decides for all. Where torch's LSTM raises, for want of a oneDNN that computes in A, all are A.
 (**) Sequences that all end together are as a padded batch, but in a graph, which can't depend on that.
 
 Arithmetic: Hochreiter & Schmidhuber 1997 with forget gates (Gers et al. 2000) for LSTM, projection
@@ -447,7 +447,8 @@ def _autocast(
         return output.to(wide), h_n.to(wide), c_n
     if len(params) // h_0.size(0) in (3, 5):
         return output, h_n, c_n.to(wide)
-    if not _all_equal(batch_sizes) or one_step or not _onednn_takes(stack_dtype):
+    empty = 0 in input.shape
+    if empty or one_step or not _all_equal(batch_sizes) or not _onednn_takes(stack_dtype):
         return output.to(wide), h_n.to(wide), c_n.to(wide)
     return output, h_n, c_n
 

@@ -100,6 +100,18 @@ def test_dtypes(device, kind, options, packed, autocast):
     assert answered >= 4
 
 
+@pytest.mark.parametrize("autocast", SHORT, ids=str)
+@pytest.mark.parametrize("kind, options", FORMS)
+def test_dtypes_of_an_empty_batch(kind, options, autocast):
+    for x_dtype, grad in itertools.product((torch.float32, *SHORT), (True, False)):
+        ours, torchs = pair(kind, options)
+        x = torch.empty((0, 3) if "Cell" in kind else (5, 0, 3), dtype=x_dtype)
+        with torch.autocast("cpu", dtype=autocast), torch.set_grad_enabled(grad):
+            results, expected = floats(ours(x)), floats(torchs(x))
+        for a, b in zip(results, expected, strict=True):
+            assert (a.dtype, a.shape) == (b.dtype, b.shape), (x_dtype, grad)
+
+
 @pytest.mark.parametrize("kind, options", FORMS)
 def test_float64_is_left_alone(kind, options):
     ours, torchs = (module.double() for module in pair(kind, options))

@@ -86,22 +86,23 @@ class _Layers(nn.RNNBase):
                     "lengths must be None with a PackedSequence, which has its own, got lengths"
                 )
             return self._packed(input, states)
-        dim = input.dim()
+        shape = input.shape  # asked once: each question is a tenth of a microsecond
         weights = self._weights()
-        if not self._fits(input, states, weights, dim):
+        if not self._fits(input, shape, states, weights):
             self._check(input, states)
         if lengths is not None:
             return self._with_lengths(input, states, lengths, weights)
-        if dim == 2:
+        batched = len(shape) == 3
+        if shape[1 if batched and self.batch_first else 0] == 0:
+            raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+        if not batched:
             time_major = input.unsqueeze(1)
             states = states and tuple([s.unsqueeze(1) for s in states])
         else:
             time_major = input.transpose(0, 1).contiguous() if self.batch_first else input
-        if time_major.size(0) == 0:
-            raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
 
         output, states = self._run(time_major, None, states, weights)
-        if dim == 2:
+        if not batched:
             return output.squeeze(1), tuple([s.squeeze(1) for s in states])
         return (output.transpose(0, 1) if self.batch_first else output), states
 
@@ -206,18 +207,17 @@ class _Layers(nn.RNNBase):
     def _state_widths(self) -> tuple[int, ...]:
         return (self.hidden_size,)
 
-    def _fits(self, input, states, weights, dim: int) -> bool:
+    def _fits(self, input, shape, states, weights) -> bool:
         """Whether padded arguments are plainly what they should be; if not, _check has the word."""
-        if dim not in (2, 3):
-            return False
-        if input.size(-1) != self.input_size or input.dtype != weights[0].dtype:
+        dim = len(shape)
+        if dim not in (2, 3) or shape[-1] != self.input_size or input.dtype != weights[0].dtype:
             return False
         if states is None:
             return True
-        batch = () if dim == 2 else (input.size(0 if self.batch_first else 1),)
+        batch = () if dim == 2 else (shape[0 if self.batch_first else 1],)
         rows = self.num_layers * 2 if self.bidirectional else self.num_layers
         for state, width in zip(states, self._state_widths(), strict=True):
-            if state.dim() != dim or state.shape != (rows, *batch, width):
+            if state.shape != (rows, *batch, width):
                 return False
         return True
 

@@ -86,20 +86,20 @@ class _Layers(nn.RNNBase):
                     "lengths must be None with a PackedSequence, which has its own, got lengths"
                 )
             return self._packed(input, states)
+        batched = input.dim() == 3  # first: the error of what is no tensor is torch's
         shape = input.shape  # asked once: each question is a tenth of a microsecond
         weights = self._weights()
         if not self._fits(input, shape, states, weights):
             self._check(input, states)
         if lengths is not None:
             return self._with_lengths(input, states, lengths, weights)
-        batched = len(shape) == 3
         if shape[1 if batched and self.batch_first else 0] == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
         if not batched:
             time_major = input.unsqueeze(1)
             states = states and tuple([s.unsqueeze(1) for s in states])
         else:
-            time_major = input.transpose(0, 1).contiguous() if self.batch_first else input
+            time_major = input.transpose(0, 1) if self.batch_first else input
 
         output, states = self._run(time_major, None, states, weights)
         if not batched:
@@ -217,7 +217,7 @@ class _Layers(nn.RNNBase):
         batch = () if dim == 2 else (shape[0 if self.batch_first else 1],)
         rows = self.num_layers * 2 if self.bidirectional else self.num_layers
         for state, width in zip(states, self._state_widths(), strict=True):
-            if state.shape != (rows, *batch, width):
+            if state.dim() != dim or state.shape != (rows, *batch, width):
                 return False
         return True
 

@@ -78,8 +78,11 @@ template <typename T>
 struct BackwardArgs {
   Steps steps;
   int64_t H, K;
-  const T* grad_output;  // all rows [R, ldo], first K columns
-  const T* output;       // all rows [R, ldo], first K columns
+  // First K columns. The rows of a padded batch: where their steps (grad_step) and they themselves
+  // (grad_row) lie; of a ragged one: all, [R, grad_row], and grad_step is 0.
+  const T* grad_output;
+  int64_t grad_step, grad_row;
+  const T* output;  // all rows [R, ldo], first K columns
   int64_t ldo;
   const Arithmetic<T>* grad_h_n;  // [B, K]
   const T* gates;                 // chunk [rows, S*H]

@@ -11,6 +11,8 @@
 #include <string>
 #include <vector>
 
+#include "ops/memory_cpu.h"
+
 namespace seqkern::ops {
 
 namespace {
@@ -121,6 +123,18 @@ BackwardResult gradients(Cell cell, const Tensor& batch_sizes, const BackwardInp
   return r;
 }
 
+// A gradient in the order of its input's memory where that is a batch-major one that is seen
+// time-major: what takes it next would copy it.
+Tensor in_order_of(const Tensor& input, const Tensor& grad) {
+  const bool plain =
+      grad.is_cpu() && !wrapped(grad) && !grad.unsafeGetTensorImpl()->is_python_dispatch();
+  if (!plain || input.dim() != 3 || input.is_contiguous()) return grad;
+  if (!input.transpose(0, 1).is_contiguous()) return grad;
+  const Tensor batch_major = empty_cpu({grad.size(1), grad.size(0), grad.size(2)}, grad.options());
+  batch_major.transpose(0, 1).copy_(grad);
+  return batch_major.transpose(0, 1);
+}
+
 // A backward pass below autograd, unless grad mode is on and somebody may differentiate it. Only
 // once the kept tensors are there: a hook that unpacks them may run anything, as a checkpoint does.
 class MaybeBelow {
@@ -211,20 +225,24 @@ struct LayerFunction : torch::autograd::Function<LayerFunction> {
     const MaybeBelow below;
     const auto [grad_h_n, grad_c_n] =
         grads_or_zeros(grads[1], k.c.defined() ? grads[2] : Tensor(), k.h, k.c);
-    return k.returned(gradients(k.cell, k.batch_sizes,
-                                {.grad_output = or_zeros(grads[0], k.output),
-                                 .grad_h_n = grad_h_n,
-                                 .grad_c_n = grad_c_n,
-                                 .input = k.input,
-                                 .h_0 = k.h,
-                                 .c_0 = k.c,
-                                 .output = k.output,
-                                 .gates = k.gates,
-                                 .cells = k.cells,
-                                 .needs_input_grad = k.needs_input_grad,
-                                 .needs_h_0_grad = k.needs_h_grad,
-                                 .needs_params_grad = k.needs_params_grad},
-                                k.params));
+    BackwardResult r = gradients(k.cell, k.batch_sizes,
+                                 {.grad_output = or_zeros(grads[0], k.output),
+                                  .grad_h_n = grad_h_n,
+                                  .grad_c_n = grad_c_n,
+                                  .input = k.input,
+                                  .h_0 = k.h,
+                                  .c_0 = k.c,
+                                  .output = k.output,
+                                  .gates = k.gates,
+                                  .cells = k.cells,
+                                  .needs_input_grad = k.needs_input_grad,
+                                  .needs_h_0_grad = k.needs_h_grad,
+                                  .needs_params_grad = k.needs_params_grad},
+                                 k.params);
+    if (k.needs_input_grad && !at::GradMode::is_enabled()) {
+      r.grad_input = in_order_of(k.input, r.grad_input);
+    }
+    return k.returned(std::move(r));
   }
 };
 

@@ -27,7 +27,7 @@ ForwardResult forward(const cpu::LayerKernels<T>& table, const Layer& s, const T
   Run<T> run(table, s, input.options(), static_cast<int>(G), table.panel_units[cell], 2,
              kForwardChunkRows, in_place ? Groups::kOfAll : Groups::kOfAllSpaced);
 
-  const Matrix<const T> x{run.template read<T>(input), s.R, s.I, s.I};
+  const Placed<T> x = run.place(input);
   const T* const h0 = run.template read<T>(h_0);
   const bool from_zero = is_zero(h0, s.D * s.B * K);
   Tensor output = run.template empty<T>({s.R, s.D * K});
@@ -54,6 +54,7 @@ ForwardResult forward(const cpu::LayerKernels<T>& table, const Layer& s, const T
     const T *w_hh, *w_hr = nullptr;
     T *packed_hh = nullptr, *packed_hr = nullptr, *hidden = nullptr;
     A *bias, *product = nullptr;
+    T* input = nullptr;  // a chunk's rows, where all of them do not follow one another
     Tensor scratch;
   };
   const bool plain = s.T > 1 && table.dot_steps(s.T, s.R, K, cpu::streams());
@@ -65,6 +66,7 @@ ForwardResult forward(const cpu::LayerKernels<T>& table, const Layer& s, const T
     dir.from_x = run.factor(w_ih.transposed(), most, run.chunks.size());
     dir.w_hh = run.template read<T>(params.w_hh);
     dir.bias = pack_bias(run, params);
+    if (!x.dense(s)) dir.input = run.template scratch<T>(most * s.I);
     if (!in_place) dir.scratch = run.empty({most, width});
     if (s.T == 1 && !from_zero) {
       // Packing would take longer than the product: let it be one of the large ones.
@@ -123,13 +125,21 @@ ForwardResult forward(const cpu::LayerKernels<T>& table, const Layer& s, const T
         const Chunk chunk = chunks[d] = run.chunks.at(i, d == 1);
         FromX& f = from_x[d];
         f = {{{base(d, chunk), chunk.rows, G * H, width}, &dirs[d].from_x},
-             x.from_row(chunk.row, chunk.rows),
+             {dirs[d].input ? dirs[d].input : x.data + chunk.row * s.I, chunk.rows, s.I, s.I},
              run.step_rows(chunk)};
         f.dealt = team.deals(f.product, f.rows, f.steps);
         apart = apart && f.dealt;
       }
       // The products go where the chunk before had its own.
       if (i > 0 && !(apart && was_apart)) team.wait();
+      bool shared = false;
+      for (int64_t d = 0; d < s.D; ++d) {
+        if (!dirs[d].input) continue;
+        const FromX& f = from_x[d];
+        run.gather(team, x, chunks[d], f.dealt ? f.steps.groups : cpu::RowGroups{}, dirs[d].input);
+        shared = shared || !f.dealt;
+      }
+      if (shared) team.wait();
       cpu::ForwardArgs<T> args[2];
       for (int64_t d = 0; d < s.D; ++d) {
         PerDirection& dir = dirs[d];

@@ -60,6 +60,30 @@ const T* input_data(const Tensor& tensor, int64_t first = 0) {
   return tensor.defined() ? static_cast<const T*>(tensor.const_data_ptr()) + first : nullptr;
 }
 
+// Copies rows [0, n) of width elements.
+template <typename T>
+void copy_rows(T* to, int64_t to_stride, const T* from, int64_t from_stride, int64_t n,
+               int64_t width) {
+  for (int64_t r = 0; r < n; ++r)
+    std::memcpy(to + r * to_stride, from + r * from_stride, width * sizeof(T));
+}
+
+// Rows or steps [begin, end).
+struct Rows {
+  int64_t begin, end;
+};
+
+// The rows of a layer's input or of its output's gradient. Those of a padded one may lie as they
+// like: step t's begin at data + t * step. Of a ragged one, where step is 0, all follow one
+// another.
+template <typename T>
+struct Placed {
+  const T* data;
+  int64_t step, row, width;
+  // Whether all follow one another.
+  bool dense(const Layer& s) const { return row == width && (step == 0 || step == s.B * row); }
+};
+
 // What forward and backward have in common: the types, the plan, the chunks, the team of threads. T
 // is the type of the kernels, A that of their sums; the caller's tensors may have a third
 // (storage). The pass makes so many flops for each row and weight.
@@ -117,12 +141,44 @@ struct Run {
   template <typename U>
   const U* read(const Tensor& tensor) {
     Tensor as = tensor;
-    if (tensor.scalar_type() != kTypeOf<U>) as = as.to(kTypeOf<U>);
-    as = as.contiguous();
+    if (tensor.scalar_type() != kTypeOf<U> || !tensor.is_contiguous()) {
+      as = empty<U>(tensor.sizes()).copy_(tensor);
+    }
     // Kernels of bfloat16 read pairs.
     if (reinterpret_cast<uintptr_t>(as.const_data_ptr()) % sizeof(A) != 0) as = as.clone();
     held_.push_back(as);
     return input_data<U>(held_.back());
+  }
+  // A tensor's rows in this type, where they lie if that can be.
+  Placed<T> place(const Tensor& tensor) {
+    const int64_t width = tensor.size(-1);
+    if (!s.ragged && tensor.scalar_type() == kTypeOf<T> && tensor.stride(2) == 1 &&
+        tensor.stride(0) > 0 && !tensor.is_contiguous()) {
+      held_.push_back(tensor);
+      return {input_data<T>(tensor), tensor.stride(0), tensor.stride(1), width};
+    }
+    return {read<T>(tensor), s.ragged ? 0 : s.B * width, width, width};
+  }
+  // A chunk's rows one after the other. Each thread of a team copies the rows of its groups, where
+  // it alone multiplies them; without groups some steps, and a wait has to follow.
+  void gather(const Team<T>& team, const Placed<T>& from, const Chunk& chunk,
+              const cpu::RowGroups& groups, T* to) const {
+    const int threads =
+        cpu::product_threads(chunk.rows, s.info.gates * s.H, from.width, at::get_num_threads());
+    team.all(threads, [&](int index, int count) {
+      const int64_t n = chunk.end - chunk.begin;
+      Rows steps{0, n}, rows{0, s.B};
+      if (groups) {
+        rows = {groups.begin(index, count, s.B), groups.begin(index + 1, count, s.B)};
+      } else {
+        steps = {n * index / count, n * (index + 1) / count};
+      }
+      for (int64_t i = steps.begin; i < steps.end; ++i) {
+        copy_rows(to + (i * s.B + rows.begin) * from.width, from.width,
+                  from.data + (chunk.begin + i) * from.step + rows.begin * from.row, from.row,
+                  rows.end - rows.begin, from.width);
+      }
+    });
   }
   // A right factor of so many products, each with a left factor of `rows` rows. Where it is not
   // packed, they take whole pairs.
@@ -191,18 +247,7 @@ struct Run {
   cpu::Barrier barriers_[2];
 };
 
-// Copies rows [0, n) of width elements.
-template <typename T>
-void copy_rows(T* to, int64_t to_stride, const T* from, int64_t from_stride, int64_t n,
-               int64_t width) {
-  for (int64_t r = 0; r < n; ++r)
-    std::memcpy(to + r * to_stride, from + r * from_stride, width * sizeof(T));
-}
-
-// The rows that take their last step, in direction d's order of time, at step t: [begin, end).
-struct Rows {
-  int64_t begin, end;
-};
+// The rows that take their last step, in direction d's order of time, at step t.
 inline Rows rows_ending(const Layer& s, int64_t d, int64_t t) {
   if (d == 1) return {0, t == 0 ? s.B : 0};
   return {t + 1 < s.T ? s.rows(t + 1) : 0, s.rows(t)};

@@ -163,6 +163,8 @@ Outputs run(const LayerKernels<T>& kernels, const Shape& s, const Inputs& in) {
                                   H,
                                   K,
                                   grad_output.data(),
+                                  0,
+                                  K,
                                   output.data(),
                                   K,
                                   grad_h_n.data(),

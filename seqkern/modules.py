@@ -168,6 +168,7 @@ class _Layers(nn.RNNBase):
             results = plain_layers(cell, input, batch_sizes, *_h_and_c(states), *rest, directions)
             if results is None:
                 states = states or self._zeros(input, input.size(1))
+                input = input.contiguous()  # as torch's: it may change before backward
                 results = layers(cell, input, batch_sizes, *_h_and_c(states), *rest)
             output, h_n, c_n = results
             return output, (h_n, c_n) if cell == "lstm" else (h_n,)

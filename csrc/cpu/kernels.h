@@ -78,8 +78,8 @@ template <typename T>
 struct BackwardArgs {
   Steps steps;
   int64_t H, K;
-  // First K columns. The rows of a padded batch: where their steps (grad_step) and they themselves
-  // (grad_row) lie; of a ragged one: all, [R, grad_row], and grad_step is 0.
+  // First K columns of rows that lie grad_row apart; a padded batch's steps grad_step apart, while
+  // those of a ragged one (-1) follow one another.
   const T* grad_output;
   int64_t grad_step, grad_row;
   const T* output;  // all rows [R, ldo], first K columns

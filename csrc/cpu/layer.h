@@ -485,7 +485,7 @@ void activate(const ActivateArgs<T>& a, const Worker& worker) {
 // Where the output's gradients of step t lie, whose first row is `row`.
 template <class T>
 SEQKERN_INLINE const T* grad_output_of(const BackwardArgs<T>& a, int64_t t, int64_t row) {
-  return a.grad_output + (a.grad_step ? t * a.grad_step : row * a.grad_row);
+  return a.grad_output + (a.grad_step < 0 ? row * a.grad_row : t * a.grad_step);
 }
 
 // dLoss/dh_t before a projection's transpose: recurrent part + grad_output.

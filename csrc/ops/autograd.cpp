@@ -101,6 +101,16 @@ Tensor or_zeros(const Tensor& grad, const Tensor& like) {
   return grad.defined() ? grad : at::zeros_like(like);
 }
 
+// Whether its memory is there to be read and written on the CPU.
+bool plain_cpu(const Tensor& tensor) {
+  return tensor.is_cpu() && !wrapped(tensor) && !tensor.unsafeGetTensorImpl()->is_python_dispatch();
+}
+
+Tensor contiguous(const Tensor& tensor) {
+  if (tensor.is_contiguous() || !plain_cpu(tensor)) return tensor.contiguous();
+  return empty_cpu(tensor.sizes(), tensor.options()).copy_(tensor);
+}
+
 // The gradients of h_n and c_n. Where nobody used either, one tensor of zeros will do for both: on
 // CUDA each is a launch.
 std::array<Tensor, 2> grads_or_zeros(const Tensor& grad_h, const Tensor& grad_c, const Tensor& h,
@@ -121,18 +131,6 @@ BackwardResult gradients(Cell cell, const Tensor& batch_sizes, const BackwardInp
                              in.gates, in.cells, in.needs_input_grad, in.needs_h_0_grad,
                              in.needs_params_grad, false);
   return r;
-}
-
-// A gradient in the order of its input's memory where that is a batch-major one that is seen
-// time-major: what takes it next would copy it.
-Tensor in_order_of(const Tensor& input, const Tensor& grad) {
-  const bool plain =
-      grad.is_cpu() && !wrapped(grad) && !grad.unsafeGetTensorImpl()->is_python_dispatch();
-  if (!plain || input.dim() != 3 || input.is_contiguous()) return grad;
-  if (!input.transpose(0, 1).is_contiguous()) return grad;
-  const Tensor batch_major = empty_cpu({grad.size(1), grad.size(0), grad.size(2)}, grad.options());
-  batch_major.transpose(0, 1).copy_(grad);
-  return batch_major.transpose(0, 1);
 }
 
 // A backward pass below autograd, unless grad mode is on and somebody may differentiate it. Only
@@ -225,24 +223,41 @@ struct LayerFunction : torch::autograd::Function<LayerFunction> {
     const MaybeBelow below;
     const auto [grad_h_n, grad_c_n] =
         grads_or_zeros(grads[1], k.c.defined() ? grads[2] : Tensor(), k.h, k.c);
-    BackwardResult r = gradients(k.cell, k.batch_sizes,
-                                 {.grad_output = or_zeros(grads[0], k.output),
-                                  .grad_h_n = grad_h_n,
-                                  .grad_c_n = grad_c_n,
-                                  .input = k.input,
-                                  .h_0 = k.h,
-                                  .c_0 = k.c,
-                                  .output = k.output,
-                                  .gates = k.gates,
-                                  .cells = k.cells,
-                                  .needs_input_grad = k.needs_input_grad,
-                                  .needs_h_0_grad = k.needs_h_grad,
-                                  .needs_params_grad = k.needs_params_grad},
-                                 k.params);
-    if (k.needs_input_grad && !at::GradMode::is_enabled()) {
-      r.grad_input = in_order_of(k.input, r.grad_input);
-    }
-    return k.returned(std::move(r));
+    return k.returned(gradients(k.cell, k.batch_sizes,
+                                {.grad_output = or_zeros(grads[0], k.output),
+                                 .grad_h_n = grad_h_n,
+                                 .grad_c_n = grad_c_n,
+                                 .input = k.input,
+                                 .h_0 = k.h,
+                                 .c_0 = k.c,
+                                 .output = k.output,
+                                 .gates = k.gates,
+                                 .cells = k.cells,
+                                 .needs_input_grad = k.needs_input_grad,
+                                 .needs_h_0_grad = k.needs_h_grad,
+                                 .needs_params_grad = k.needs_params_grad},
+                                k.params));
+  }
+};
+
+// Input as a layer's node keeps it: of what is not contiguous a copy. The gradient of a batch-major
+// one, seen time-major, comes in the order of its memory: what takes it next would copy it.
+struct ContiguousInput : torch::autograd::Function<ContiguousInput> {
+  static constexpr bool is_traceable = true;
+
+  static Tensor forward(AutogradContext* ctx, const Tensor& input) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    ctx->saved_data["batch_major"] = input.dim() == 3 && input.transpose(0, 1).is_contiguous();
+    return contiguous(input);
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const Tensor& grad = grads[0];
+    const bool batch_major = ctx->saved_data["batch_major"].toBool();
+    if (!batch_major || at::GradMode::is_enabled() || !plain_cpu(grad)) return {grad};
+    const Tensor copy =
+        empty_cpu({grad.size(1), grad.size(0), grad.size(2)}, grad.options()).transpose(0, 1);
+    return {copy.copy_(grad)};
   }
 };
 
@@ -421,6 +436,10 @@ LayerResult layers(Cell cell, const Tensor& input, const Optional& batch_sizes, 
     const bool node =
         at::GradMode::is_enabled() && (differentiable(output) || of_states ||
                                        std::any_of(own.begin(), own.end(), differentiable));
+    if (node && !output.is_contiguous()) {
+      // What it keeps is its own: the input may change before backward, as it may with torch's.
+      output = differentiable(output) ? ContiguousInput::apply(output) : contiguous(output);
+    }
     const auto layer = node ? differentiable_layer : plain_layer;
     LayerResult r = layer(cell, output, batch_sizes, of_layer(*all.h, i),
                           all.c ? Optional(of_layer(*all.c, i)) : std::nullopt, own, save);

@@ -78,7 +78,8 @@ BackwardResult backward(const cpu::LayerKernels<T>& table, const Layer& s,
   const bool in_place = S == G && !info.recurrent_bias && std::is_same_v<T, A>;
   const bool params = in.needs_params_grad, wants_h_0 = in.needs_h_0_grad;
 
-  const Placed<T> x = run.place(in.input), grad_output = run.place(in.grad_output);
+  const Matrix<const T> x{run.template read<T>(in.input), s.R, s.I, s.I};
+  const Placed<T> grad_output = run.place(in.grad_output);
   const Matrix<const T> output{run.template read<T>(in.output), s.R, s.D * K, s.D * K};
   const T* const h0 = run.template read<T>(in.h_0);
   const bool from_zero = is_zero(h0, s.D * s.B * K);
@@ -117,7 +118,6 @@ BackwardResult backward(const cpu::LayerKernels<T>& table, const Layer& s,
     // [B, GG*H]: of the step after the chunk, of each row's first step
     T *next = nullptr, *first = nullptr;
     T *grad_h = nullptr, *hidden = nullptr, *h_prev = nullptr;
-    T* input = nullptr;  // a chunk's rows, where all of them do not follow one another
     // A chunk's, as right factors; null where they are read as they lie.
     T *packed_x = nullptr, *packed_h = nullptr, *packed_hidden = nullptr;
     A* grad_b;
@@ -157,7 +157,6 @@ BackwardResult backward(const cpu::LayerKernels<T>& table, const Layer& s,
     }
     // Padded, the products read h_{t-1} where it lies, in the output.
     if (s.ragged && (recompute || params)) dir.h_prev = run.template scratch<T>(most * K);
-    if (!x.dense(s) && (recompute || params)) dir.input = run.template scratch<T>(most * s.I);
     if (params) {
       if (!table.gemm_in_place(s.I, 1, most, s.I)) {
         dir.packed_x = run.template scratch<T>(table.gemm_packed_size(most, s.I));
@@ -260,16 +259,12 @@ BackwardResult backward(const cpu::LayerKernels<T>& table, const Layer& s,
             gather_h_prev(d, chunk[d], chunk[d].begin + first, chunk[d].begin + last);
           });
         }
-        if (dirs[d].input) run.gather(team, x, chunk[d], {}, dirs[d].input);
       }
-      const auto x_rows = [&](int64_t d) -> Matrix<const T> {
-        const T* const own = dirs[d].input;
-        return {own ? own : x.data + chunk[d].row * s.I, chunk[d].rows, s.I, s.I};
-      };
       if (recompute) {
-        if (s.ragged || dirs[0].input) team.wait();
+        if (s.ragged) team.wait();
         for (int64_t d = 0; d < s.D; ++d) {
-          team.multiply({dirs[d].x, chunk[d].rows, G * H, G * H}, x_rows(d), dirs[d].from_x);
+          team.multiply({dirs[d].x, chunk[d].rows, G * H, G * H},
+                        x.from_row(chunk[d].row, chunk[d].rows), dirs[d].from_x);
         }
         // Added to what other threads may have made: these products have other rows.
         if (in_place) team.wait();
@@ -341,7 +336,7 @@ BackwardResult backward(const cpu::LayerKernels<T>& table, const Layer& s,
             team.pack(factor);
             return factor;
           };
-          from_x[d] = factor(x_rows(d), dir.packed_x);
+          from_x[d] = factor(x.from_row(chunk[d].row, chunk[d].rows), dir.packed_x);
           T* to = dir.packed_h;
           for (int n = 0; n < begin[d].nonzero; ++n) {
             const Matrix<const T>& h = begin[d].found[n].h;

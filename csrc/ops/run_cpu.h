@@ -73,15 +73,18 @@ struct Rows {
   int64_t begin, end;
 };
 
-// The rows of a layer's input or of its output's gradient. Those of a padded one may lie as they
-// like: step t's begin at data + t * step. Of a ragged one, where step is 0, all follow one
-// another.
+// The rows of a layer's input or of its output's gradient, wherever they lie: `row` apart; a padded
+// batch's steps `step` apart, while those of a ragged one (-1) follow one another.
 template <typename T>
 struct Placed {
   const T* data;
   int64_t step, row, width;
-  // Whether all follow one another.
-  bool dense(const Layer& s) const { return row == width && (step == 0 || step == s.B * row); }
+
+  const T* of_step(const Layer& s, int64_t t) const {
+    return data + (step < 0 ? s.offsets[t] * row : t * step);
+  }
+  // Whether all of them follow one another.
+  bool dense(const Layer& s) const { return row == width && (step < 0 || step == s.B * row); }
 };
 
 // What forward and backward have in common: the types, the plan, the chunks, the team of threads. T
@@ -149,34 +152,33 @@ struct Run {
     held_.push_back(as);
     return input_data<U>(held_.back());
   }
-  // A tensor's rows in this type, where they lie if that can be.
+  // A tensor's rows in this type, where they lie if each is contiguous.
   Placed<T> place(const Tensor& tensor) {
-    const int64_t width = tensor.size(-1);
-    if (!s.ragged && tensor.scalar_type() == kTypeOf<T> && tensor.stride(2) == 1 &&
-        tensor.stride(0) > 0 && !tensor.is_contiguous()) {
-      held_.push_back(tensor);
-      return {input_data<T>(tensor), tensor.stride(0), tensor.stride(1), width};
+    const int64_t last = tensor.dim() - 1, width = tensor.size(last);
+    if (tensor.is_contiguous() || tensor.stride(last) != 1 || tensor.scalar_type() != kTypeOf<T>) {
+      return {read<T>(tensor), s.ragged ? -1 : s.B * width, width, width};
     }
-    return {read<T>(tensor), s.ragged ? 0 : s.B * width, width, width};
+    held_.push_back(tensor);
+    return {input_data<T>(tensor), s.ragged ? -1 : tensor.stride(0), tensor.stride(last - 1),
+            width};
   }
   // A chunk's rows one after the other. Each thread of a team copies the rows of its groups, where
-  // it alone multiplies them; without groups some steps, and a wait has to follow.
+  // it alone multiplies them; without groups those of some steps, and a wait has to follow.
   void gather(const Team<T>& team, const Placed<T>& from, const Chunk& chunk,
               const cpu::RowGroups& groups, T* to) const {
     const int threads =
         cpu::product_threads(chunk.rows, s.info.gates * s.H, from.width, at::get_num_threads());
     team.all(threads, [&](int index, int count) {
       const int64_t n = chunk.end - chunk.begin;
-      Rows steps{0, n}, rows{0, s.B};
-      if (groups) {
-        rows = {groups.begin(index, count, s.B), groups.begin(index + 1, count, s.B)};
-      } else {
-        steps = {n * index / count, n * (index + 1) / count};
-      }
-      for (int64_t i = steps.begin; i < steps.end; ++i) {
-        copy_rows(to + (i * s.B + rows.begin) * from.width, from.width,
-                  from.data + (chunk.begin + i) * from.step + rows.begin * from.row, from.row,
-                  rows.end - rows.begin, from.width);
+      const Rows steps = groups ? Rows{0, n} : Rows{n * index / count, n * (index + 1) / count};
+      for (int64_t t = chunk.begin + steps.begin; t < chunk.begin + steps.end; ++t) {
+        Rows rows{0, s.rows(t)};
+        if (groups) {
+          rows = {groups.begin(index, count, s.rows(t)), groups.begin(index + 1, count, s.rows(t))};
+        }
+        copy_rows(to + (s.offsets[t] - chunk.row + rows.begin) * from.width, from.width,
+                  from.of_step(s, t) + rows.begin * from.row, from.row, rows.end - rows.begin,
+                  from.width);
       }
     });
   }

@@ -163,7 +163,7 @@ Outputs run(const LayerKernels<T>& kernels, const Shape& s, const Inputs& in) {
                                   H,
                                   K,
                                   grad_output.data(),
-                                  0,
+                                  -1,
                                   K,
                                   output.data(),
                                   K,

@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from layers import CELLS, Case, gradients
+from torch.nn.utils.rnn import pack_sequence
 
 import seqkern
+from seqkern import functional
 
 FORMS = (
     ("LSTM", {}),
@@ -97,18 +100,64 @@ def test_strided_gradient(name, kind):
     compare(kind, {}, torch.randn(B, T, I), GRADS[name])
 
 
-def test_input_is_kept_as_it_lies():
-    """Between forward and backward no copy of it is held."""
-    kept = []
+@pytest.mark.parametrize("threads", (1, 2))
+@pytest.mark.parametrize("save", ("gates", "states"))
+@pytest.mark.parametrize("cell", CELLS)
+def test_strided_rows(cell, save, threads):
+    """Ragged input whose rows lie apart."""
+    torch.set_num_threads(threads)
+    case = Case(cell, B=24, I=I, H=H, D=2, batch_sizes=(24, 24, 17, 9, 9, 3, 1))
+    arguments = case.arguments(torch.float32)
+    wide = torch.randn(len(arguments["input"]), I + 3)
+    wide[:, 2:-1] = arguments["input"]
+    found = [
+        gradients(
+            lambda input, *rest, take=take: case.call(functional, take(input), *rest, save=save),
+            {**arguments, "input": input},
+        )
+        for input, take in ((arguments["input"], torch.clone), (wide, lambda t: t[:, 2:-1]))
+    ]
+    found[1]["grad_input"] = found[1]["grad_input"][:, 2:-1]
+    torch.testing.assert_close(*found, rtol=0, atol=0)
 
-    def pack(tensor):
-        kept.append(tensor.untyped_storage().data_ptr())
-        return tensor
 
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16), ids=str)
+@pytest.mark.parametrize("packed", (False, True), ids=("padded", "packed"))
+@pytest.mark.parametrize("kind, options", FORMS)
+def test_last_state_alone(kind, options, packed, dtype):
+    """A loss on it gives what one on both gives where the output's gradient is zero."""
+    module = getattr(seqkern, kind)(I, H, dtype=dtype, **options)
+    x = torch.randn(T, B, I, dtype=dtype)
+    if packed:
+        x = pack_sequence([x[: T - b // 2, b] for b in range(B)])
+    found = []
+    for both in (False, True):
+        output, states = module(x)
+        h_n = states[0] if kind == "LSTM" else states
+        losses, grads = [h_n], [torch.linspace(-1, 1, h_n.numel()).view(h_n.shape).to(dtype)]
+        if both:
+            losses.append(output.data if packed else output)
+            grads.append(torch.zeros_like(losses[-1]))
+        found.append(torch.autograd.grad(losses, list(module.parameters()), grads))
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", ("LSTM", "GRU", "RNN"))
+def test_input_may_change_before_backward(kind):
+    """As torch.nn's, whose layers too go by a copy of what is batch-major."""
+    ours, other = pair(kind, {}, torch.float32)
+    torchs = getattr(torch.nn, kind)(I, H, batch_first=True)
+    torchs.load_state_dict(ours.state_dict())
     x = torch.randn(B, T, I)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        seqkern.LSTM(I, H, batch_first=True)(x)
-    assert x.untyped_storage().data_ptr() in kept
+    for module in (ours, torchs):
+        given = x.clone()
+        output, _ = module(given)
+        given += output[..., :I].detach()
+        output.sum().backward()
+    other(x.transpose(0, 1).contiguous())[0].sum().backward()
+    for p, q, r in zip(*(m.parameters() for m in (ours, torchs, other)), strict=True):
+        torch.testing.assert_close(p.grad, q.grad)
+        torch.testing.assert_close(p.grad, r.grad, rtol=0, atol=0)
 
 
 def test_second_derivatives():

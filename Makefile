@@ -64,7 +64,7 @@ asan: $(VENV)/.dev
 	cp -r tests pyproject.toml $(ASAN)/
 	cd $(ASAN) && LD_PRELOAD="$(call CXX_FILE,libasan.so) $(call CXX_FILE,libstdc++.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=. $(CURDIR)/$(BIN)/python -m pytest -x --capture=sys \
-	  tests/test_kernels.py tests/test_step.py::test_sizes tests/test_stream.py::test_equals_the_sequence \
+	  tests/test_kernels.py tests/test_strided.py tests/test_step.py::test_sizes tests/test_stream.py::test_equals_the_sequence \
 	  $(ARGS)
 
 # The gate headers on plain floats, as CUDA kernels include them, and the barrier over the grid, of either kind.

@@ -6,7 +6,6 @@ from __future__ import annotations
 import pytest
 import torch
 from layers import CELLS, Case, gradients
-from torch.nn.utils.rnn import pack_sequence
 
 import seqkern
 from seqkern import functional
@@ -36,11 +35,15 @@ def pair(kind, options, dtype, size=I):
 
 
 def compare(kind, options, input, grad_of):
-    """A step of training on input [B, T, I] and on the same as contiguous [T, B, I]; grad_of(output) is
-    the gradient of the former's output. Returns the former's gradient of input."""
+    """Inference and a step of training on input [B, T, I] and on the same as contiguous [T, B, I];
+    grad_of(output) is the gradient of the former's output. Returns the former's gradient of input."""
     ours, other = pair(kind, options, input.dtype, input.size(2))
     x = input.detach().requires_grad_()
     y = input.detach().transpose(0, 1).contiguous().requires_grad_()
+    with torch.no_grad():
+        (output, states), (expected, expected_states) = ours(x), other(y)
+    torch.testing.assert_close(output.transpose(0, 1), expected, rtol=0, atol=0)
+    torch.testing.assert_close(states, expected_states, rtol=0, atol=0)
     (output, states), (expected, expected_states) = ours(x), other(y)
     grad = grad_of(output)
     output.backward(grad)
@@ -119,27 +122,12 @@ def test_strided_rows(cell, save, threads):
     ]
     found[1]["grad_input"] = found[1]["grad_input"][:, 2:-1]
     torch.testing.assert_close(*found, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16), ids=str)
-@pytest.mark.parametrize("packed", (False, True), ids=("padded", "packed"))
-@pytest.mark.parametrize("kind, options", FORMS)
-def test_last_state_alone(kind, options, packed, dtype):
-    """A loss on it gives what one on both gives where the output's gradient is zero."""
-    module = getattr(seqkern, kind)(I, H, dtype=dtype, **options)
-    x = torch.randn(T, B, I, dtype=dtype)
-    if packed:
-        x = pack_sequence([x[: T - b // 2, b] for b in range(B)])
-    found = []
-    for both in (False, True):
-        output, states = module(x)
-        h_n = states[0] if kind == "LSTM" else states
-        losses, grads = [h_n], [torch.linspace(-1, 1, h_n.numel()).view(h_n.shape).to(dtype)]
-        if both:
-            losses.append(output.data if packed else output)
-            grads.append(torch.zeros_like(losses[-1]))
-        found.append(torch.autograd.grad(losses, list(module.parameters()), grads))
-    torch.testing.assert_close(*found, rtol=0, atol=0)
+    rest = list(arguments.values())[1:]
+    with torch.no_grad():
+        results = [
+            case.call(functional, input, *rest) for input in (arguments["input"], wide[:, 2:-1])
+        ]
+    torch.testing.assert_close(*results, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("kind", ("LSTM", "GRU", "RNN"))

@@ -74,15 +74,25 @@ struct ForwardArgs {
   bool from_zero = false;   // h_0 is zero: rows that begin have no recurrent product
 };
 
+// Rows wherever they lie: `row` apart; a padded batch's steps `step` apart, while those of a ragged
+// one (-1) follow one another.
+template <typename T>
+struct PlacedRows {
+  const T* data;
+  int64_t step, row;
+
+  // Of step t, which begins with the first-th of all rows.
+  [[gnu::always_inline]] const T* of_step(int64_t t, int64_t first) const {
+    return data + (step < 0 ? first * row : t * step);
+  }
+};
+
 template <typename T>
 struct BackwardArgs {
   Steps steps;
   int64_t H, K;
-  // First K columns of rows that lie grad_row apart; a padded batch's steps grad_step apart, while
-  // those of a ragged one (-1) follow one another.
-  const T* grad_output;
-  int64_t grad_step, grad_row;
-  const T* output;  // all rows [R, ldo], first K columns
+  PlacedRows<T> grad_output;  // first K columns
+  const T* output;            // all rows [R, ldo], first K columns
   int64_t ldo;
   const Arithmetic<T>* grad_h_n;  // [B, K]
   const T* gates;                 // chunk [rows, S*H]

@@ -482,24 +482,18 @@ void activate(const ActivateArgs<T>& a, const Worker& worker) {
   }
 }
 
-// Where the output's gradients of step t lie, whose first row is `row`.
-template <class T>
-SEQKERN_INLINE const T* grad_output_of(const BackwardArgs<T>& a, int64_t t, int64_t row) {
-  return a.grad_output + (a.grad_step < 0 ? row * a.grad_row : t * a.grad_step);
-}
-
 // dLoss/dh_t before a projection's transpose: recurrent part + grad_output.
 template <class T>
 void projected_grad(const BackwardArgs<T>& a, const Step& s, int64_t p, int64_t first, int64_t rows,
                     const Source<Arithmetic<T>>& recurrent) {
   using A = Arithmetic<T>;
   const int64_t chunk_row = s.row - a.steps.offsets[a.steps.begin];
-  const T* const grads = grad_output_of(a, s.t, s.row);
+  const T* const grads = a.grad_output.of_step(s.t, s.row);
   for_unit_vectors<A, kPlainVectors>(p, a.K, [&](int64_t unit, int64_t u, auto lanes) {
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t r = first + i;
       const Vec<A> grad_h =
-          lanes.get(recurrent.at(i, u, 0)) + lanes.get(grads + r * a.grad_row + unit);
+          lanes.get(recurrent.at(i, u, 0)) + lanes.get(grads + r * a.grad_output.row + unit);
       lanes.put(a.grad_h + (chunk_row + r) * a.K + unit, grad_h);
       if (a.step_grad_h) lanes.put(a.step_grad_h + (s.row + r) * a.K + unit, grad_h);
     }
@@ -516,23 +510,24 @@ void backward_epilogue(const BackwardArgs<T>& a, const Step& s, int64_t p, int64
   // From a step's rows to those of the next one to be done. What that reads is fetched now: a line
   // here and there, which lies in memory where the sequence is long.
   const int64_t onward = s.before - s.row;
-  const T* const grads = grad_output_of(a, s.t, s.row);
+  const T* const grads = a.grad_output.of_step(s.t, s.row);
   const T* const next_grads =
-      s.continued > 0 ? grad_output_of(a, a.steps.reverse ? s.t + 1 : s.t - 1, s.before) : grads;
+      s.continued > 0 ? a.grad_output.of_step(a.steps.reverse ? s.t + 1 : s.t - 1, s.before)
+                      : grads;
   for_unit_vectors<A, kPlainVectors>(p, H, [&](int64_t unit, int64_t u, auto lanes) {
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t r = first + i, row = chunk_row + r;
       const auto fetch = [&](auto* rows_of_all, int64_t ld) __attribute__((always_inline)) {
         __builtin_prefetch(rows_of_all + (r + onward) * ld + unit, 0, 3);
       };
-      if (!a.w_hr) __builtin_prefetch(next_grads + r * a.grad_row + unit, 0, 3);
+      if (!a.w_hr) __builtin_prefetch(next_grads + r * a.grad_output.row + unit, 0, 3);
       for (int k = 0; k < S; ++k) fetch(a.gates + chunk_row * (S * H) + k * H, S * H);
       if constexpr (C::kHasCellState) fetch(a.cells + s.before * H, H);
       if constexpr (C::kCarriesGradH) fetch(a.output + s.before * a.ldo, a.ldo);
       if constexpr (S == 0) fetch(a.output + s.row * a.ldo, a.ldo);
       V saved[S > 0 ? S : 1], d[GG], c{}, c_prev{}, h_prev{}, h{}, grad_state{}, grad_c{};
       V grad_h = lanes.get(recurrent.at(i, u, 0));
-      if (!a.w_hr) grad_h += lanes.get(grads + r * a.grad_row + unit);
+      if (!a.w_hr) grad_h += lanes.get(grads + r * a.grad_output.row + unit);
       if constexpr (C::kHasCellState || C::kCarriesGradH) {
         grad_state = lanes.get(a.grad_state + r * H + unit);
       }

@@ -79,7 +79,7 @@ BackwardResult backward(const cpu::LayerKernels<T>& table, const Layer& s,
   const bool params = in.needs_params_grad, wants_h_0 = in.needs_h_0_grad;
 
   const Matrix<const T> x{run.template read<T>(in.input), s.R, s.I, s.I};
-  const Placed<T> grad_output = run.place(in.grad_output);
+  const cpu::PlacedRows<T> grad_output = run.place(in.grad_output);
   const Matrix<const T> output{run.template read<T>(in.output), s.R, s.D * K, s.D * K};
   const T* const h0 = run.template read<T>(in.h_0);
   const bool from_zero = is_zero(h0, s.D * s.B * K);
@@ -296,9 +296,7 @@ BackwardResult backward(const cpu::LayerKernels<T>& table, const Layer& s,
             .steps = run.steps(chunk[d], d),
             .H = H,
             .K = K,
-            .grad_output = grad_output.data + d * K,
-            .grad_step = grad_output.step,
-            .grad_row = grad_output.row,
+            .grad_output = {grad_output.data + d * K, grad_output.step, grad_output.row},
             .output = output.data + d * K,
             .ldo = s.D * K,
             .grad_h_n = grad_h_n + d * s.B * K,

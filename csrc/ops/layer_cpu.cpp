@@ -27,7 +27,7 @@ ForwardResult forward(const cpu::LayerKernels<T>& table, const Layer& s, const T
   Run<T> run(table, s, input.options(), static_cast<int>(G), table.panel_units[cell], 2,
              kForwardChunkRows, in_place ? Groups::kOfAll : Groups::kOfAllSpaced);
 
-  const Placed<T> x = run.place(input);
+  const cpu::PlacedRows<T> x = run.place(input);
   const T* const h0 = run.template read<T>(h_0);
   const bool from_zero = is_zero(h0, s.D * s.B * K);
   Tensor output = run.template empty<T>({s.R, s.D * K});
@@ -66,7 +66,7 @@ ForwardResult forward(const cpu::LayerKernels<T>& table, const Layer& s, const T
     dir.from_x = run.factor(w_ih.transposed(), most, run.chunks.size());
     dir.w_hh = run.template read<T>(params.w_hh);
     dir.bias = pack_bias(run, params);
-    if (!x.dense(s)) dir.input = run.template scratch<T>(most * s.I);
+    if (!run.dense(x)) dir.input = run.template scratch<T>(most * s.I);
     if (!in_place) dir.scratch = run.empty({most, width});
     if (s.T == 1 && !from_zero) {
       // Packing would take longer than the product: let it be one of the large ones.

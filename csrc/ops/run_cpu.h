@@ -73,20 +73,6 @@ struct Rows {
   int64_t begin, end;
 };
 
-// The rows of a layer's input or of its output's gradient, wherever they lie: `row` apart; a padded
-// batch's steps `step` apart, while those of a ragged one (-1) follow one another.
-template <typename T>
-struct Placed {
-  const T* data;
-  int64_t step, row, width;
-
-  const T* of_step(const Layer& s, int64_t t) const {
-    return data + (step < 0 ? s.offsets[t] * row : t * step);
-  }
-  // Whether all of them follow one another.
-  bool dense(const Layer& s) const { return row == width && (step < 0 || step == s.B * row); }
-};
-
 // What forward and backward have in common: the types, the plan, the chunks, the team of threads. T
 // is the type of the kernels, A that of their sums; the caller's tensors may have a third
 // (storage). The pass makes so many flops for each row and weight.
@@ -152,22 +138,27 @@ struct Run {
     held_.push_back(as);
     return input_data<U>(held_.back());
   }
-  // A tensor's rows in this type, where they lie if each is contiguous.
-  Placed<T> place(const Tensor& tensor) {
+  // The rows of a layer's input or of its output's gradient in this type, where they lie if each is
+  // contiguous.
+  cpu::PlacedRows<T> place(const Tensor& tensor) {
     const int64_t last = tensor.dim() - 1, width = tensor.size(last);
     if (tensor.is_contiguous() || tensor.stride(last) != 1 || tensor.scalar_type() != kTypeOf<T>) {
-      return {read<T>(tensor), s.ragged ? -1 : s.B * width, width, width};
+      return {read<T>(tensor), s.ragged ? -1 : s.B * width, width};
     }
     held_.push_back(tensor);
-    return {input_data<T>(tensor), s.ragged ? -1 : tensor.stride(0), tensor.stride(last - 1),
-            width};
+    return {input_data<T>(tensor), s.ragged ? -1 : tensor.stride(0), tensor.stride(last - 1)};
   }
-  // A chunk's rows one after the other. Each thread of a team copies the rows of its groups, where
-  // it alone multiplies them; without groups those of some steps, and a wait has to follow.
-  void gather(const Team<T>& team, const Placed<T>& from, const Chunk& chunk,
+  // Whether all rows of input follow one another.
+  bool dense(const cpu::PlacedRows<T>& input) const {
+    return input.row == s.I && (input.step < 0 || input.step == s.B * s.I);
+  }
+  // A chunk's rows of input one after the other. Each thread of a team copies the rows of its
+  // groups, where it alone multiplies them; without groups those of some steps, and a wait has to
+  // follow.
+  void gather(const Team<T>& team, const cpu::PlacedRows<T>& input, const Chunk& chunk,
               const cpu::RowGroups& groups, T* to) const {
     const int threads =
-        cpu::product_threads(chunk.rows, s.info.gates * s.H, from.width, at::get_num_threads());
+        cpu::product_threads(chunk.rows, s.info.gates * s.H, s.I, at::get_num_threads());
     team.all(threads, [&](int index, int count) {
       const int64_t n = chunk.end - chunk.begin;
       const Rows steps = groups ? Rows{0, n} : Rows{n * index / count, n * (index + 1) / count};
@@ -176,9 +167,9 @@ struct Run {
         if (groups) {
           rows = {groups.begin(index, count, s.rows(t)), groups.begin(index + 1, count, s.rows(t))};
         }
-        copy_rows(to + (s.offsets[t] - chunk.row + rows.begin) * from.width, from.width,
-                  from.of_step(s, t) + rows.begin * from.row, from.row, rows.end - rows.begin,
-                  from.width);
+        copy_rows(to + (s.offsets[t] - chunk.row + rows.begin) * s.I, s.I,
+                  input.of_step(t, s.offsets[t]) + rows.begin * input.row, input.row,
+                  rows.end - rows.begin, s.I);
       }
     });
   }

@@ -118,6 +118,44 @@ def test_profiler_counts_it(layer):
     assert sum(sizes) >= 4 * MIB
 
 
+@linux
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_a_small_pass_allocates_its_results_alone(kind):
+    """Buffers come from the thread's own memory: what malloc gives are results, absent ones too, and a default state."""
+    layer, input = getattr(seqkern, kind)(8, 8), torch.ones(3, 2, 8)
+    with torch.no_grad():
+        layer(input)
+        with torch.profiler.profile(profile_memory=True) as profile:
+            layer(input)
+    sizes = [e.self_cpu_memory_usage for e in profile.events() if "memory" in e.name]
+    assert 0 < sum(size > 0 for size in sizes) <= 4
+
+
+@linux
+def test_a_threads_own_memory_ends_with_it():
+    layer, input = seqkern.LSTM(64, 64), torch.ones(50, 8, 64)  # a third of a MiB of buffers
+    layer(input)
+
+    def work():
+        with torch.no_grad():
+            layer(input)
+
+    before = resident()
+    for _ in range(200):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    assert resident() - before < 20 * MIB
+
+
+def test_more_buffers_than_a_threads_own_memory_holds():
+    """Some buffers of one pass in it and some beside it: as in several passes with room for all."""
+    layer, input = seqkern.LSTM(96, 96), torch.randn(40, 64, 96)
+    whole = layer(input)[0]
+    parts = [layer(part)[0] for part in input.split(4, dim=1)]
+    torch.testing.assert_close(whole, torch.cat(parts, 1))
+
+
 def test_threads_at_once(layer):
     expected = run(layer).detach()
     wrong = []

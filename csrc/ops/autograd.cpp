@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -397,7 +398,12 @@ States zero_states(Cell cell, const Tensor& input, at::TensorList params, int64_
               "seqkern: expected w_ih [G*H, I], and w_hr [P, H] with projection, got ",
               w_ih.sizes(), " and ", last.sizes());
   const auto zeros = [&](int64_t width) {
-    return at::zeros({directions, input.size(1), width}, input.options());
+    const std::array<int64_t, 3> sizes{directions, input.size(1), width};
+    if (!plain_cpu(input)) return at::zeros(sizes, input.options());
+    // Past the dispatcher, as for the buffers of a small layer.
+    const Tensor state = empty_cpu(sizes, input.options());
+    std::memset(state.mutable_data_ptr(), 0, state.nbytes());
+    return state;
   };
   const Tensor c = zeros(w_ih.size(0) / info.gates), h = projection ? zeros(last.size(0)) : c;
   return {h, info.has_cell_state ? Optional(c) : std::nullopt};

@@ -9,6 +9,10 @@ namespace {
 // Backward's products add to the weight gradients once a chunk: read and written each time.
 constexpr int64_t kBackwardChunkRows = 512;
 
+// Where gates are made again, for memory's sake, a chunk has half as many rows if its gates would
+// take more than this, and as much again their gradients.
+constexpr int64_t kRecomputedBytes = 2 << 20;
+
 // A sum of n products whose error grows with log n.
 template <typename T>
 Arithmetic<T> pairwise_dot(const T* a, int64_t a_stride, const T* b, int64_t b_stride, int64_t n) {
@@ -69,13 +73,15 @@ BackwardResult backward(const cpu::LayerKernels<T>& table, const Layer& s,
   const int64_t H = s.H, K = s.K, G = info.gates, S = info.saved;
   const int64_t width = info.grad_gates * H;
   const int64_t rotation = info.grad_rotation * H, head = G * H - rotation;
-  // Plain panels hold as many units as those of a cell with one gate.
-  const int panel_units = table.panel_units[static_cast<int>(Cell::RnnTanh)];
-  Run<T> run(table, s, in.input.options(), info.grad_gates, panel_units, 4, kBackwardChunkRows,
-             Groups::kOfChunk);
   const bool recompute = S > 0 && in.gates.dim() == 1;
   // Where each gate is a function of one sum, both products go into the gates' own place.
   const bool in_place = S == G && !info.recurrent_bias && std::is_same_v<T, A>;
+  const bool less =
+      recompute && in_place && kBackwardChunkRows * S * H * int64_t(sizeof(A)) > kRecomputedBytes;
+  // Plain panels hold as many units as those of a cell with one gate.
+  const int panel_units = table.panel_units[static_cast<int>(Cell::RnnTanh)];
+  Run<T> run(table, s, in.input.options(), info.grad_gates, panel_units, 4,
+             less ? kBackwardChunkRows / 2 : kBackwardChunkRows, Groups::kOfChunk);
   const bool params = in.needs_params_grad, wants_h_0 = in.needs_h_0_grad;
 
   const Matrix<const T> x{run.template read<T>(in.input), s.R, s.I, s.I};
@@ -101,7 +107,7 @@ BackwardResult backward(const cpu::LayerKernels<T>& table, const Layer& s,
   // Both directions add to the gradient of their common input.
   Tensor grad_x;
   if (in.needs_input_grad) {
-    grad_x = run.empty({s.R, s.I});
+    grad_x = run.empty(in.input.sizes());
     if (s.D > 1) grad_x.zero_();
   }
   Tensor grad_h_0;
@@ -436,7 +442,7 @@ BackwardResult backward(const cpu::LayerKernels<T>& table, const Layer& s,
   });
 
   BackwardResult out;
-  out.grad_input = in.needs_input_grad ? run.stored(grad_x).view(in.input.sizes()) : run.absent();
+  out.grad_input = in.needs_input_grad ? run.stored(grad_x) : run.absent();
   if (wants_h_0 && info.carries_grad_h) grad_h_0.add_(grad_state);
   out.grad_h_0 = wants_h_0 ? run.stored(grad_h_0) : run.absent();
   out.grad_c_0 = info.has_cell_state ? run.stored(grad_state) : run.absent();

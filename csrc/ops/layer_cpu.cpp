@@ -30,7 +30,7 @@ ForwardResult forward(const cpu::LayerKernels<T>& table, const Layer& s, const T
   const cpu::PlacedRows<T> x = run.place(input);
   const T* const h0 = run.template read<T>(h_0);
   const bool from_zero = is_zero(h0, s.D * s.B * K);
-  Tensor output = run.template empty<T>({s.R, s.D * K});
+  Tensor output = run.template empty<T>(s.sequence_sizes(s.D * K));
   Tensor h_n = run.template empty<T>({s.D, s.B, K});
   // The running cell state, which ends as c_n.
   Tensor c, cells, gates;
@@ -55,7 +55,8 @@ ForwardResult forward(const cpu::LayerKernels<T>& table, const Layer& s, const T
     T *packed_hh = nullptr, *packed_hr = nullptr, *hidden = nullptr;
     A *bias, *product = nullptr;
     T* input = nullptr;  // a chunk's rows, where all of them do not follow one another
-    Tensor scratch;
+    A* chunk = nullptr;  // a chunk's activations, where they are not in place
+    Tensor scratch;      // the same as a tensor, where they are converted
   };
   const bool plain = s.T > 1 && table.dot_steps(s.T, s.R, K, cpu::streams());
   std::vector<PerDirection> dirs(s.D);
@@ -67,7 +68,10 @@ ForwardResult forward(const cpu::LayerKernels<T>& table, const Layer& s, const T
     dir.w_hh = run.template read<T>(params.w_hh);
     dir.bias = pack_bias(run, params);
     if (!run.dense(x)) dir.input = run.template scratch<T>(most * s.I);
-    if (!in_place) dir.scratch = run.empty({most, width});
+    if (!in_place) {
+      if (run.converts()) dir.scratch = run.empty({most, width});
+      dir.chunk = run.converts() ? data<A>(dir.scratch) : run.template scratch<A>(most * width);
+    }
     if (s.T == 1 && !from_zero) {
       // Packing would take longer than the product: let it be one of the large ones.
       dir.product = run.template scratch<A>(s.B * G * H);
@@ -83,7 +87,7 @@ ForwardResult forward(const cpu::LayerKernels<T>& table, const Layer& s, const T
   }
   // The first row of a chunk's activations.
   const auto base = [&](int64_t d, const Chunk& chunk) {
-    return in_place ? data<A>(gates, (d * s.R + chunk.row) * width) : data<A>(dirs[d].scratch);
+    return in_place ? data<A>(gates, (d * s.R + chunk.row) * width) : dirs[d].chunk;
   };
   const auto saved = [&](int64_t d, const Chunk& chunk) -> T* {
     if (!save_gates || S == 0) return nullptr;
@@ -197,9 +201,8 @@ ForwardResult forward(const cpu::LayerKernels<T>& table, const Layer& s, const T
   }
 
   // Each absent result is a tensor of its own: outputs of an operator may not alias.
-  return {run.stored(output).view(s.sequence_sizes(s.D * K)), run.stored(h_n),
-          c.defined() ? run.stored(c) : run.absent(), gates.defined() ? gates : run.absent(),
-          cells.defined() ? cells : run.empty({0})};
+  return {run.stored(output), run.stored(h_n), c.defined() ? run.stored(c) : run.absent(),
+          gates.defined() ? gates : run.absent(), cells.defined() ? cells : run.empty({0})};
 }
 
 }  // namespace

@@ -8,6 +8,9 @@
 #include <sys/mman.h>
 
 #include <atomic>
+#include <cstdlib>
+#include <memory>
+#include <utility>
 #include <vector>
 #endif
 
@@ -17,9 +20,10 @@ namespace {
 
 #if defined(SEQKERN_KEEPS_MEMORY)
 
-// Smaller tensors are left to malloc. From this size on, at first, it maps memory for each of them,
-// and gives what is free at the end of its heap back to the system: in each of a layer's calls.
-constexpr size_t kLeast = size_t{128} << 10;
+// Smaller tensors are left to malloc. It gives what is free at the end of its heap back to the
+// system once that has twice this size, and maps memory for each tensor that large: at first, and
+// then in each of a layer's calls.
+constexpr size_t kLeast = size_t{64} << 10;
 // These begin with a huge page: one fault for 2 MiB, where the system gives them.
 constexpr size_t kLarge = size_t{512} << 10, kPage = size_t{2} << 20;
 // What is kept at most when nothing uses it.
@@ -147,9 +151,39 @@ class KeptMemory final : public c10::Allocator {
   }
 };
 
+// What is not touched takes no memory.
+constexpr size_t kArena = size_t{1} << 20, kLine = 64;
+
+struct ArenaMemory {
+  std::unique_ptr<char, decltype(&std::free)> data{
+      static_cast<char*>(std::aligned_alloc(kLine, kArena)), &std::free};
+  bool taken = false;
+};
+
+thread_local ArenaMemory arena_memory;
+
 #endif
 
 }  // namespace
+
+#if defined(SEQKERN_KEEPS_MEMORY)
+Arena::Arena() : mine_(!std::exchange(arena_memory.taken, true)) {}
+
+Arena::~Arena() {
+  if (mine_) arena_memory.taken = false;
+}
+
+void* Arena::take(size_t bytes) {
+  const size_t size = (bytes + kLine - 1) / kLine * kLine;
+  if (!mine_ || !arena_memory.data || size > kArena - used_) return nullptr;
+  return arena_memory.data.get() + std::exchange(used_, used_ + size);
+}
+#else
+// Every buffer is one that a sanitizer knows.
+Arena::Arena() : mine_(false) {}
+Arena::~Arena() = default;
+void* Arena::take(size_t) { return nullptr; }
+#endif
 
 at::Tensor empty_cpu(at::IntArrayRef sizes, const at::TensorOptions& options) {
 #if defined(SEQKERN_KEEPS_MEMORY)

@@ -10,4 +10,20 @@ namespace seqkern::ops {
 // pages costs more than many a layer's arithmetic on them.
 at::Tensor empty_cpu(at::IntArrayRef sizes, const at::TensorOptions& options);
 
+// A thread's own memory for the buffers of one pass at a time. A small layer would take longer to
+// have them from malloc, one by one, than to fill them.
+class Arena {
+ public:
+  Arena();
+  ~Arena();
+  Arena(const Arena&) = delete;
+
+  // Aligned to cache lines, for as long as this lives; null where there is no more.
+  void* take(size_t bytes);
+
+ private:
+  bool mine_;  // not another pass's, within which this one runs
+  size_t used_ = 0;
+};
+
 }  // namespace seqkern::ops

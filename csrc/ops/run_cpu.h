@@ -122,20 +122,21 @@ struct Run {
   // Memory for n elements that lives as long as the run.
   template <typename U>
   U* scratch(int64_t n) {
+    if (void* const own = arena_.take(n * sizeof(U))) return static_cast<U*>(own);
     held_.push_back(empty<U>({n}));
     return data<U>(held_.back());
   }
-  // A tensor's elements in this type, contiguous, as memory that lives as long as the run; those of
-  // the tensor itself where they are so already.
+  // The elements of a tensor of the caller's in this type, contiguous: where they lie if they are
+  // so already.
   template <typename U>
   const U* read(const Tensor& tensor) {
-    Tensor as = tensor;
-    if (tensor.scalar_type() != kTypeOf<U> || !tensor.is_contiguous()) {
-      as = empty<U>(tensor.sizes()).copy_(tensor);
-    }
+    const U* const there = input_data<U>(tensor);
     // Kernels of bfloat16 read pairs.
-    if (reinterpret_cast<uintptr_t>(as.const_data_ptr()) % sizeof(A) != 0) as = as.clone();
-    held_.push_back(as);
+    if (tensor.scalar_type() == kTypeOf<U> && tensor.is_contiguous() &&
+        reinterpret_cast<uintptr_t>(there) % sizeof(A) == 0) {
+      return there;
+    }
+    held_.push_back(empty<U>(tensor.sizes()).copy_(tensor));
     return input_data<U>(held_.back());
   }
   // The rows of a layer's input or of its output's gradient in this type, where they lie if each is
@@ -145,7 +146,6 @@ struct Run {
     if (tensor.is_contiguous() || tensor.stride(last) != 1 || tensor.scalar_type() != kTypeOf<T>) {
       return {read<T>(tensor), s.ragged ? -1 : s.B * width, width};
     }
-    held_.push_back(tensor);
     return {input_data<T>(tensor), s.ragged ? -1 : tensor.stride(0), tensor.stride(last - 1)};
   }
   // Whether all rows of input follow one another.
@@ -236,6 +236,7 @@ struct Run {
   }
 
  private:
+  Arena arena_;
   std::vector<Tensor> held_;
   cpu::Barrier barriers_[2];
 };

@@ -32,6 +32,23 @@ def test_results_and_gradients(capability, cell, D, sizes, dtype):
         check_all(states, exact, gates)
 
 
+@pytest.mark.parametrize("threads", (1, 2))
+@pytest.mark.parametrize(
+    "sizes", (None, (60,) * 8 + (40,) * 4 + (7,) * 3), ids=("padded", "ragged")
+)
+def test_many_units_in_smaller_chunks(sizes, threads):
+    """LSTMs that are wider than deep: chunks of 320 rows where forward and the other way have 512."""
+    torch.set_num_threads(threads)
+    case = Case("lstm", T=15, B=44, I=5, H=272, D=1, batch_sizes=sizes, scale=0.1)
+    arguments = case.arguments(torch.float32)
+    exact = gradients(
+        lambda *t: case.call(functional, *t), {k: v.double() for k, v in arguments.items()}
+    )
+    gates = gradients(lambda *t: case.call(functional, *t), arguments)
+    states = gradients(lambda *t: case.call(functional, *t, save="states"), arguments)
+    check_all(states, exact, gates)
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_gradcheck(cell):
     case = Case(cell, T=4, B=2, D=2)

@@ -9,9 +9,10 @@ namespace {
 // Backward's products add to the weight gradients once a chunk: read and written each time.
 constexpr int64_t kBackwardChunkRows = 512;
 
-// Where gates are made again, for memory's sake, a chunk has half as many rows if its gates would
-// take more than this, and as much again their gradients.
-constexpr int64_t kRecomputedBytes = 2 << 20;
+// Where gates are made again, for memory's sake, chunks are smaller if a chunk's gates would take
+// more than so many bytes and the sequences have fewer rows than so many times the units: there the
+// weights leave little to save on.
+constexpr int64_t kRecomputedChunkRows = 320, kRecomputedBytes = 2 << 20, kRowsOfUnits = 8;
 
 // A sum of n products whose error grows with log n.
 template <typename T>
@@ -76,12 +77,12 @@ BackwardResult backward(const cpu::LayerKernels<T>& table, const Layer& s,
   const bool recompute = S > 0 && in.gates.dim() == 1;
   // Where each gate is a function of one sum, both products go into the gates' own place.
   const bool in_place = S == G && !info.recurrent_bias && std::is_same_v<T, A>;
-  const bool less =
-      recompute && in_place && kBackwardChunkRows * S * H * int64_t(sizeof(A)) > kRecomputedBytes;
+  const bool less = recompute && in_place && s.R < kRowsOfUnits * H &&
+                    kBackwardChunkRows * S * H * int64_t(sizeof(A)) > kRecomputedBytes;
   // Plain panels hold as many units as those of a cell with one gate.
   const int panel_units = table.panel_units[static_cast<int>(Cell::RnnTanh)];
   Run<T> run(table, s, in.input.options(), info.grad_gates, panel_units, 4,
-             less ? kBackwardChunkRows / 2 : kBackwardChunkRows, Groups::kOfChunk);
+             less ? kRecomputedChunkRows : kBackwardChunkRows, Groups::kOfChunk);
   const bool params = in.needs_params_grad, wants_h_0 = in.needs_h_0_grad;
 
   const Matrix<const T> x{run.template read<T>(in.input), s.R, s.I, s.I};
@@ -153,7 +154,9 @@ BackwardResult backward(const cpu::LayerKernels<T>& table, const Layer& s,
     const bool beside = recompute && !in_place;
     dir.x = beside ? run.template scratch<A>(most * G * H) : data<A>(dir.gates);
     dir.product = beside ? run.template scratch<A>(most * G * H) : nullptr;
-    dir.grad_gates = run.template scratch<T>(most * width);
+    // Each gradient takes the place of a gate, which nobody reads again, unless the gates are kept.
+    const bool replaced = dir.gates.defined() && S == info.grad_gates;
+    dir.grad_gates = replaced ? data<T>(dir.gates) : run.template scratch<T>(most * width);
     if (run.chunks.size() > 1) dir.next = run.template scratch<T>(s.B * width);
     if (s.projection) {
       dir.w_hr = run.template read<T>(weights.w_hr);

@@ -103,7 +103,7 @@ struct BackwardArgs {
   const T* w_hr;  // packed [K, H] (pack_rows), null without projection
   // [B, H]: carried over the steps, grad of c_n on entry for the LSTM
   Arithmetic<T>* grad_state;
-  T* grad_gates;               // chunk [rows, GG*H], GG = kGradGates
+  T* grad_gates;               // chunk [rows, GG*H], GG = kGradGates; may be gates where S = GG
   const T* grad_gates_next;    // [B, GG*H]: those of the step after the chunk, in time's direction
   T* grad_h;                   // chunk [rows, K] with projection: dLoss/dh_t; else null
   T* hidden;                   // chunk [rows, H] with projection: h before it; else null

@@ -77,12 +77,12 @@ BackwardResult backward(const cpu::LayerKernels<T>& table, const Layer& s,
   const bool recompute = S > 0 && in.gates.dim() == 1;
   // Where each gate is a function of one sum, both products go into the gates' own place.
   const bool in_place = S == G && !info.recurrent_bias && std::is_same_v<T, A>;
-  const bool less = recompute && in_place && s.R < kRowsOfUnits * H &&
-                    kBackwardChunkRows * S * H * int64_t(sizeof(A)) > kRecomputedBytes;
+  const bool small_chunks = recompute && in_place && s.R < kRowsOfUnits * H &&
+                            kBackwardChunkRows * S * H * int64_t(sizeof(A)) > kRecomputedBytes;
   // Plain panels hold as many units as those of a cell with one gate.
   const int panel_units = table.panel_units[static_cast<int>(Cell::RnnTanh)];
   Run<T> run(table, s, in.input.options(), info.grad_gates, panel_units, 4,
-             less ? kRecomputedChunkRows : kBackwardChunkRows, Groups::kOfChunk);
+             small_chunks ? kRecomputedChunkRows : kBackwardChunkRows, Groups::kOfChunk);
   const bool params = in.needs_params_grad, wants_h_0 = in.needs_h_0_grad;
 
   const Matrix<const T> x{run.template read<T>(in.input), s.R, s.I, s.I};

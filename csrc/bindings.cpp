@@ -11,6 +11,7 @@
 #include <torch/csrc/jit/frontend/tracer.h>
 
 #include "cpu/capability.h"
+#include "cpu/parallel.h"
 #include "cpu/plan.h"
 #include "cuda/plan.h"
 #include "ops/autograd.h"
@@ -232,6 +233,8 @@ PYBIND11_MODULE(_C, m) {
       py::arg("directions"), py::arg("panel_units"), py::arg("element_size"), py::arg("pass_flops"),
       py::arg("min_chunk_rows"), py::arg("cache_bytes"), py::arg("threads"));
   m.def("ignore_pass_flops", &seqkern::cpu::ignore_pass_flops, py::arg("ignore"));
+  m.def("crowded", &seqkern::cpu::crowded);
+  m.def("want_turns", &seqkern::cpu::want_turns, py::arg("wanted"));
   m.def("slow_pairs_pay", &seqkern::cpu::slow_pairs_pay, py::arg("B"), py::arg("R"),
         py::arg("weights"));
   // For tests of the CUDA kernels: cuda/plan.h.

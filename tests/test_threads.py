@@ -13,7 +13,7 @@ from tolerances import check_agree, check_all
 from torch.utils.data import DataLoader, Dataset
 
 import seqkern
-from seqkern import functional, reference
+from seqkern import _C, functional, reference
 
 # Small and large, split by batch and by hidden units, with a ragged end, in several chunks whose
 # rows 2 or 4 threads never wait for, and weights so large that directions take turns; ragged ones in
@@ -31,6 +31,12 @@ SHAPES = (
     {"I": 16, "H": 64, "D": 2, "batch_sizes": (20, 20, 11, 11, 5, 1, 1)},
     {"T": 3, "B": 20, "I": 8, "H": 640, "D": 2},
 )
+
+
+@pytest.fixture
+def taking_turns():
+    yield _C.want_turns
+    _C.want_turns(False)
 
 
 def compute(case, dtype=torch.float32):
@@ -76,6 +82,21 @@ def test_float32_is_deterministic(capability, cell):
             for _ in range(3):
                 again = compute(case)
                 assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64, torch.bfloat16), ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+def test_turns_give_what_threads_give(taking_turns, cell, dtype):
+    """One thread that makes the parts of all, where others want the cores: bit for bit the same."""
+    for threads in (2, 3, 8):
+        torch.set_num_threads(threads)
+        for shape in SHAPES:
+            case = Case(cell, **shape)
+            taking_turns(False)
+            expected = compute(case, dtype)
+            taking_turns(True)
+            found = compute(case, dtype)
+            assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_results_may_change_with_threads_only_by_rounding():

@@ -69,6 +69,11 @@ struct RowGroups {
   }
 };
 
+// Whether this thread's regions are made by itself alone, as others want the cores (turns.h); for
+// tests, whether all are.
+bool crowded();
+void want_turns(bool wanted);
+
 // Whether this process was forked from one that had loaded seqkern.
 bool forked();
 

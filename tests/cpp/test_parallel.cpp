@@ -1,16 +1,119 @@
 // Regions and the barrier: a region inside another parallel region gets one thread, one of fewer
-// threads leaves the others alive, and threads beyond the number of cores meet at every barrier.
-// Exit status 1 where that is not so.
+// threads leaves the others alive, threads beyond the number of cores meet at every barrier, and
+// where they have a core together one thread does what all of them would. Exit status 1 where that
+// is not so.
 #include "cpu/parallel.h"
 
 #include <omp.h>
+#include <sched.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <cstdio>
 #include <set>
 #include <vector>
 
 using namespace seqkern::cpu;
+
+namespace {
+
+// AddressSanitizer: none take turns.
+#if defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__)
+constexpr bool kTakesTurns = true;
+#else
+constexpr bool kTakesTurns = false;
+#endif
+
+int barrier_failures(const char* name) {
+  int failures = 0;
+  // Of few threads and of many, which it counts in different ways.
+  for (const int threads : {2, 8, 20}) {
+    constexpr int kRounds = 2000;
+    std::vector<int> round(threads);
+    std::atomic<int> early{0}, team{0};
+    Barrier barrier;
+    parallel(threads, [&](int index, int count) {
+      team = count;
+      for (int i = 1; i <= kRounds; ++i) {
+        round[index] = i;
+        if (i % 2 == 0) {
+          barrier.wait(index, count);
+        } else {
+          const uint32_t arrival = barrier.arrive(index, count);
+          barrier.wait_for(index, count, arrival);
+        }
+        for (int other = 0; other < count; ++other) early += round[other] != i;
+        barrier.wait(index, count);
+      }
+    });
+    if (team < 2 || early != 0) {
+      ++failures;
+      std::printf("FAIL %s: %d threads, %d passed before another came\n", name, team.load(),
+                  early.load());
+    }
+  }
+  return failures;
+}
+
+int turns_failures() {
+  int failures = barrier_failures("turns at barriers");
+  std::set<pid_t> ids;
+  std::set<int> indices;
+  int inner = 0;
+  parallel(5, [&](int index, int count) {
+    ids.insert(gettid());
+    if (count == 5) indices.insert(index);
+    parallel(3, [&](int, int count) { inner += count; });
+  });
+  if (ids != std::set<pid_t>{gettid()} || indices.size() != 5 || inner != 5) {
+    ++failures;
+    std::printf("FAIL turns: %zu threads for %zu of 5, regions within of %d instead of 1 each\n",
+                ids.size(), indices.size(), inner);
+  }
+  return failures;
+}
+
+// Two threads that may use the cores of `cores` alone, until they are found crowded, or not.
+bool become(bool crowd, const cpu_set_t& cores) {
+  using Clock = std::chrono::steady_clock;
+  const auto last = Clock::now() + std::chrono::seconds(20);
+  while (crowded() != crowd && Clock::now() < last) {
+    Barrier barrier;
+    parallel(2, [&](int index, int count) {
+      sched_setaffinity(0, sizeof cores, &cores);
+      for (int i = 0; i < 20; ++i) {
+        const auto end = Clock::now() + std::chrono::microseconds(200);
+        while (Clock::now() < end) {
+        }
+        barrier.wait(index, count);
+      }
+    });
+  }
+  return crowded() == crowd;
+}
+
+int crowd_failures() {
+  int failures = 0;
+  cpu_set_t before, one;
+  sched_getaffinity(0, sizeof before, &before);
+  CPU_ZERO(&one);
+  for (int i = 0; CPU_COUNT(&one) == 0; ++i) {
+    if (CPU_ISSET(i, &before)) CPU_SET(i, &one);
+  }
+  if (!become(true, one)) {
+    ++failures;
+    std::printf("FAIL crowd: two threads with one core were not found to be crowded\n");
+  }
+  // Where there is but one core they stay so.
+  sched_setaffinity(0, sizeof before, &before);
+  if (CPU_COUNT(&before) > 1 && !become(false, before)) {
+    ++failures;
+    std::printf("FAIL crowd: two threads with cores of their own still take turns\n");
+  }
+  return failures;
+}
+
+}  // namespace
 
 int main() {
   int failures = 0;
@@ -51,31 +154,12 @@ int main() {
         members.load(), wrong.load(), before.size());
   }
 
-  // Of few threads and of many, which it counts in different ways.
-  for (const int threads : {2, 8, 20}) {
-    constexpr int kRounds = 2000;
-    std::vector<int> round(threads);
-    std::atomic<int> early{0}, team{0};
-    Barrier barrier;
-    parallel(threads, [&](int index, int count) {
-      team = count;
-      for (int i = 1; i <= kRounds; ++i) {
-        round[index] = i;
-        if (i % 2 == 0) {
-          barrier.wait(index, count);
-        } else {
-          const uint32_t arrival = barrier.arrive(index, count);
-          barrier.wait_for(index, count, arrival);
-        }
-        for (int other = 0; other < count; ++other) early += round[other] != i;
-        barrier.wait(index, count);
-      }
-    });
-    if (team < 2 || early != 0) {
-      ++failures;
-      std::printf("FAIL barrier: %d threads, %d passed before another came\n", team.load(),
-                  early.load());
-    }
+  failures += barrier_failures("barrier");
+  if (kTakesTurns) {
+    want_turns(true);
+    failures += turns_failures();
+    want_turns(false);
+    failures += crowd_failures();
   }
   std::printf("test_parallel: %d failures\n", failures);
   return failures != 0;

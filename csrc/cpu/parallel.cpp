@@ -3,6 +3,7 @@
 #include <omp.h>
 #include <pthread.h>
 #include <sched.h>
+#include <time.h>
 
 #include <algorithm>
 #include <chrono>
@@ -18,8 +19,22 @@ using Time = Clock::duration;
 
 std::atomic<bool> is_forked{false}, turns_wanted{false};
 
-// What this thread has waited at barriers for longer than they spin.
-thread_local Time waited{};
+// What this thread had the processor for.
+Time used() {
+  timespec t;
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+  return std::chrono::seconds(t.tv_sec) + std::chrono::nanoseconds(t.tv_nsec);
+}
+
+// What a thread waits at barriers: by the clock, from when it has spun for long enough, or, in a
+// region that is measured, what it has the processor for meanwhile.
+struct Waits {
+  bool measured = false;
+  Time waited{};
+
+  Time now() const { return measured ? used() : Clock::now().time_since_epoch(); }
+};
+thread_local Waits waits;
 
 const int registered = pthread_atfork(nullptr, nullptr, [] { is_forked.store(true); });
 
@@ -39,20 +54,38 @@ class Crowd {
  public:
   bool here() const { return turns_wanted || Clock::now() < until_; }
 
-  // After a region of so much time, and of so much work in all its threads.
-  void note(Time took, Time worked) {
-    const bool slow = took > kSlow && worked < took + took / 8;
-    // Something else may have had to run just once.
-    if (slow && suspected_) until_ = Clock::now() + std::min<Time>(kTries * took, kLongest);
-    suspected_ = slow;
+  // Whether the region that begins is to be measured, which takes a little time: now and then, and
+  // soon after one that was slow.
+  bool measures(Clock::time_point begin) {
+    return begin < suspected_until_ || ++regions_ % kUnmeasured == 0;
+  }
+
+  // After a region, with the work in all its threads: by the clock, which goes on while a thread is
+  // kept from its work, or as measured. One or two that were slow may have had bad luck.
+  void note(Clock::time_point begin, bool measured, int threads, Time worked) {
+    const Clock::time_point end = Clock::now();
+    const Time took = end - begin;
+    if (took < kSlow) return;
+    if (worked > (measured ? took + took / 8 : took * threads * 5 / 8)) {
+      slow_ = 0;
+      suspected_until_ = {};
+      return;
+    }
+    slow_ = begin < suspected_until_ ? slow_ + 1 : 1;
+    if (measured && slow_ >= kFew) until_ = end + std::min<Time>(kTries * took, kLongest);
+    suspected_until_ = std::max(end, until_) + kSoon;
   }
 
  private:
-  static constexpr Time kSlow = std::chrono::microseconds(500), kLongest = std::chrono::seconds(1);
-  static constexpr int kTries = 32;  // one in so much time is a region of threads
+  static constexpr Time kSlow = std::chrono::microseconds(500),
+                        kSoon = std::chrono::milliseconds(10), kLongest = std::chrono::seconds(1);
+  static constexpr int kTries = 32,  // one in so much time is a region of threads
+      kFew = 3;
+  static constexpr unsigned kUnmeasured = 128;
 
-  bool suspected_ = false;
-  Clock::time_point until_{};
+  int slow_ = 0;  // regions, one soon after the other
+  unsigned regions_ = 0;
+  Clock::time_point suspected_until_{}, until_{};
 };
 
 thread_local Crowd crowd;
@@ -92,13 +125,15 @@ void Barrier::wait_for(int index, int count, uint32_t arrival) {
       while (!done()) pass_turn();
       return;
     }
-    for (; spins < 400; ++spins) {
-      pause();
-      if (done()) return;
+    Time begin = waits.measured ? waits.now() : Time{};
+    for (; spins < 400 && !done(); ++spins) pause();
+    if (!done()) {
+      if (!waits.measured) begin = waits.now();
+      while (!done()) sched_yield();
+    } else if (!waits.measured) {
+      return;
     }
-    const Clock::time_point begin = Clock::now();
-    while (!done()) sched_yield();
-    waited += Clock::now() - begin;
+    waits.waited += waits.now() - begin;
   };
   if (count > kFlags) {
     spin_until(generation_.count);
@@ -120,17 +155,20 @@ void parallel(int threads, void (*body)(void*, int, int), void* context) {
   const int all = std::max(threads, omp_get_max_threads());
   std::atomic<Time::rep> worked{0};
   const Clock::time_point begin = Clock::now();
+  const bool measured = crowd.measures(begin);
+  int members = 1;
 #pragma omp parallel num_threads(all)
   {
     const int index = omp_get_thread_num(), count = std::min(threads, omp_get_num_threads());
+    if (index == 0) members = count;
     if (index < count) {
-      const Clock::time_point mine = Clock::now();
-      const Time before = waited;
+      waits = {measured};
+      const Time mine = waits.now();
       body(context, index, count);
-      worked += (Clock::now() - mine - (waited - before)).count();
+      worked += (waits.now() - mine - waits.waited).count();
     }
   }
-  crowd.note(Clock::now() - begin, Time(worked));
+  crowd.note(begin, measured, members, Time(worked));
 }
 
 }  // namespace seqkern::cpu

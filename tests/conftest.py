@@ -6,6 +6,8 @@ import torch
 import seqkern
 from seqkern import _C, ops
 
+pytest.register_assert_rewrite("programs.table")
+
 CAPABILITIES = ("default", "avx2", "avx512")
 # Small tensors are slower with two threads, by far so where other programs keep the cores busy.
 # test_threads.py and the larger layers of other tests choose their own number.

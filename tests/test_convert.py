@@ -12,7 +12,7 @@ import warnings
 
 import pytest
 import torch
-from test_modules import _first, _x
+from programs.table import input_of, recurrent_weight
 from torch import nn, randn
 from torch.nn.utils import parametrize
 
@@ -119,7 +119,7 @@ def test_root(kind, inplace):
     model = getattr(nn, kind)(3, 4)
     fast = seqkern.convert(model, inplace)
     assert type(fast) is getattr(seqkern, kind) and (fast is model) == inplace
-    x = _x(fast)
+    x = input_of(fast)
     torch.testing.assert_close(fast(x), seqkern.to_torch(fast)(x))
     assert type(seqkern.to_torch(fast)) is getattr(nn, kind)
 
@@ -176,19 +176,19 @@ def test_everything_on_a_module(inplace):
 @pytest.mark.parametrize("kind", KINDS)
 def test_parametrized(kind, inplace):
     model = nn.Sequential(getattr(nn, kind)(3, 4))
-    name = _first(model[0])
+    name = recurrent_weight(model[0])
     torch.nn.utils.parametrizations.weight_norm(model[0], name)
-    expected, names = model(_x(model[0]).fill_(0.5)), list(model.state_dict())
+    expected, names = model(input_of(model[0]).fill_(0.5)), list(model.state_dict())
     fast = seqkern.convert(model, inplace)
     assert isinstance(fast[0], getattr(seqkern, kind)) and list(fast.state_dict()) == names
-    torch.testing.assert_close(fast(_x(fast[0]).fill_(0.5)), expected)
+    torch.testing.assert_close(fast(input_of(fast[0]).fill_(0.5)), expected)
     back = seqkern.to_torch(fast)
     assert isinstance(back[0], EARLY[kind]) and not isinstance(back[0], getattr(seqkern, kind))
     parametrize.remove_parametrizations(fast[0], name)
     assert type(fast[0]) is getattr(seqkern, kind)
-    torch.testing.assert_close(fast(_x(fast[0]).fill_(0.5)), expected)
+    torch.testing.assert_close(fast(input_of(fast[0]).fill_(0.5)), expected)
     if not inplace:
-        torch.testing.assert_close(model(_x(model[0]).fill_(0.5)), expected)
+        torch.testing.assert_close(model(input_of(model[0]).fill_(0.5)), expected)
 
 
 def test_subclasses_are_left_alone_with_one_warning():
@@ -301,7 +301,7 @@ def test_patch_builds_ours(constructor, kind):
         assert type(seqkern.convert(before)) is getattr(seqkern, kind)
     after = constructor(kind)(3, 4)
     assert type(after) is EARLY[kind] and isinstance(during, EARLY[kind])
-    x = _x(before)
+    x = input_of(before)
     for module in (before, during, after):
         module.load_state_dict(before.state_dict())
         torch.testing.assert_close(module(x), before(x))
@@ -413,7 +413,7 @@ def test_pickles_and_copies(kind):
         assert type(pickle.loads(saved)) is EARLY[kind]
         assert type(copy.deepcopy(outside)) is EARLY[kind]
         assert type(copy.deepcopy(inside)) is type(pickle.loads(saved_inside))
-    x = _x(inside)
+    x = input_of(inside)
     loaded = pickle.loads(saved_inside)
     assert type(loaded) is getattr(seqkern, kind)
     torch.testing.assert_close(loaded(x), inside(x))
@@ -460,7 +460,7 @@ def test_fullgraph_in_a_patch(kind, built):
             module = getattr(nn, kind)(3, 4)
     if built == "after":
         module = getattr(nn, kind)(3, 4)
-    x = _x(module).requires_grad_()
+    x = input_of(module).requires_grad_()
     # torch's own LSTM does not compile with gradients: oneDNN's operator, patch or no patch.
     train = built == "during" or kind != "LSTM"
     with seqkern.patch(), torch.set_grad_enabled(train):
@@ -478,8 +478,8 @@ def test_fullgraph_after_the_patch(kind):
     with seqkern.patch():
         module = getattr(nn, kind)(3, 4)
         inside = compiled(module)
-        inside(_x(module))
-    x = _x(module)
+        inside(input_of(module))
+    x = input_of(module)
     torch.testing.assert_close(inside(x), module(x))
     torch.testing.assert_close(compiled(module)(x), module(x))
 
@@ -506,7 +506,7 @@ def test_isinstance_in_a_converted_model(kind):
     model = Asks(kind)
     fast = seqkern.convert(model)
     assert type(fast.layer) is getattr(seqkern, kind) and isinstance(fast.layer, EARLY[kind])
-    x = _x(fast.layer).requires_grad_()
+    x = input_of(fast.layer).requires_grad_()
     expected = model(x)
     torch.testing.assert_close(fast(x), expected)
     graph = compiled(fast)
@@ -610,7 +610,7 @@ def test_dynamic_quantization_in_a_patch(fbgemm, kind):
         ours.load_state_dict(model.state_dict())
         quantized = torch.ao.quantization.quantize_dynamic(ours, {EARLY[kind]})
     assert type(quantized[0]) is type(expected[0]) is not EARLY[kind]
-    x = _x(module).float()
+    x = input_of(module).float()
     torch.testing.assert_close(quantized(x), expected(x), rtol=0, atol=0)
 
 

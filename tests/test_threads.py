@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import textwrap
 import threading
 
 import pytest
@@ -97,6 +100,22 @@ def test_turns_give_what_threads_give(taking_turns, cell, dtype):
             taking_turns(True)
             found = compute(case, dtype)
             assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_fewer_threads_than_asked_for_are_no_crowd():
+    """One member of a region does all of its work: the threads that the runtime refuses are missed by nobody."""
+    program = """
+        import torch, seqkern
+        from seqkern import _C
+        torch.set_num_threads(2)
+        lstm, x = seqkern.LSTM(128, 128), torch.randn(100, 16, 128)
+        with torch.no_grad():
+            for _ in range(300):
+                lstm(x)
+                assert not _C.crowded()
+    """
+    environment = {**os.environ, "OMP_THREAD_LIMIT": "1"}
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], env=environment, check=True)
 
 
 def test_results_may_change_with_threads_only_by_rounding():

@@ -79,8 +79,8 @@ class Crowd {
  private:
   static constexpr Time kSlow = std::chrono::microseconds(500),
                         kSoon = std::chrono::milliseconds(10), kLongest = std::chrono::seconds(1);
-  static constexpr int kTries = 32,  // one in so much time is a region of threads
-      kFew = 3;
+  static constexpr int kTries = 32,  // of turns, in times that a slow region took
+      kFew = 3;                      // slow regions that make a crowd
   static constexpr unsigned kUnmeasured = 128;
 
   int slow_ = 0;  // regions, one soon after the other
@@ -168,7 +168,8 @@ void parallel(int threads, void (*body)(void*, int, int), void* context) {
       worked += (waits.now() - mine - waits.waited).count();
     }
   }
-  crowd.note(begin, measured, members, Time(worked));
+  // Turns would be those of all threads that were asked for.
+  if (members == threads) crowd.note(begin, measured, threads, Time(worked));
 }
 
 }  // namespace seqkern::cpu

@@ -4,9 +4,9 @@
 
 namespace seqkern::cpu {
 
-// Calls body(context, index, count) for all index in [0, count) on the calling thread, each on a
-// stack of its own, until it calls pass_turn or returns. False, and nothing is done, where the
-// system has no such stacks or no memory for them.
+// Calls body(context, index, count) for all index in [0, count) on the calling thread, all but the
+// first on stacks of their own, each until it calls pass_turn or returns. False, and nothing is
+// done, where the system has no such stacks or no memory for them.
 bool take_turns(int count, void (*body)(void* context, int index, int count), void* context);
 
 // Whether the caller is within it.

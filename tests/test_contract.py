@@ -1,9 +1,9 @@
 """What programs do with recurrent modules besides calling them: one table, run with both.
 
 A row of `programs` is a function of a class; what it returns, warns and raises must be the same for
-``torch.nn``'s class and seqkern's. (The table of constructors and calls is that of
-test_modules.py; here its rows run once more through ``seqkern.patch``.) A row that differs on purpose has its reason in
-DIFFERENT and must differ.
+``torch.nn``'s class and seqkern's. (The table of constructors and calls is that of test_modules.py;
+here its rows run once more through ``seqkern.patch``.) A row that differs on purpose has its reason
+in DIFFERENT and must differ.
 """
 
 from __future__ import annotations

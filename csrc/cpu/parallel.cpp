@@ -52,7 +52,7 @@ inline void pause() {
 // those that want them: it takes turns for some time, until a region tries again.
 class Crowd {
  public:
-  bool here() const { return turns_wanted || Clock::now() < until_; }
+  bool here() const { return kTakesTurns && (turns_wanted || Clock::now() < until_); }
 
   // Whether the region that begins is to be measured, which takes a little time: now and then, and
   // soon after one that was slow.

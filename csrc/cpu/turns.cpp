@@ -1,11 +1,8 @@
 #include "cpu/turns.h"
 
-#include <cstddef>
 #include <vector>
 
-// AddressSanitizer knows one stack to a thread.
-#if defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__)
-#define SEQKERN_TAKES_TURNS
+#if defined(SEQKERN_TAKES_TURNS)
 #include <sys/mman.h>
 #include <ucontext.h>
 #endif

@@ -13,16 +13,11 @@
 #include <set>
 #include <vector>
 
+#include "cpu/turns.h"
+
 using namespace seqkern::cpu;
 
 namespace {
-
-// AddressSanitizer: none take turns.
-#if defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__)
-constexpr bool kTakesTurns = true;
-#else
-constexpr bool kTakesTurns = false;
-#endif
 
 int barrier_failures(const char* name) {
   int failures = 0;

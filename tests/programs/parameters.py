@@ -121,26 +121,25 @@ def moved_to_and_fro(C):
     return other(m)
 
 
-@row()
-def moved_by_swapping(C):
+def _moved(C, set_way):
+    """With one of torch's other ways of converting parameters."""
     m = C(3, 4)
-    torch.__future__.set_swap_module_params_on_conversion(True)
+    set_way(True)
     try:
         m.float()
     finally:
-        torch.__future__.set_swap_module_params_on_conversion(False)
+        set_way(False)
     return other(m)
+
+
+@row()
+def moved_by_swapping(C):
+    return _moved(C, torch.__future__.set_swap_module_params_on_conversion)
 
 
 @row()
 def moved_by_overwriting(C):
-    m = C(3, 4)
-    torch.__future__.set_overwrite_module_params_on_conversion(True)
-    try:
-        m.float()
-    finally:
-        torch.__future__.set_overwrite_module_params_on_conversion(False)
-    return other(m)
+    return _moved(C, torch.__future__.set_overwrite_module_params_on_conversion)
 
 
 @row()

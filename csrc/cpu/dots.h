@@ -43,28 +43,32 @@ inline constexpr int kDotRows = kVectorBytes == 64 ? 6 : kVectorBytes == 32 ? 3 
 
 // Rows up to which a product with weights of k terms takes less time so than with packed ones: each
 // sum ends with additions within a vector, which more terms outweigh. Rows of weights that are no
-// whole vectors do not start at one either, and each is read twice: half as many rows. Where
-// weights come faster in a single stream (plan.h) packing them is slow, and slower yet if they are
-// such.
+// whole vectors do not start at one either, and each is read twice: half as many rows. On Zen 4 and
+// 5 packing takes longer beside that, and longer yet of such rows.
 template <class T>
-constexpr int64_t dot_rows(int64_t k, bool streams) {
+constexpr int64_t dot_rows(int64_t k, PlainRows plain) {
   constexpr int64_t kLanes = kLanesOf<T>;
   if (kOperandTerms<T> > 1) return 0;
   const int64_t rows = k * kLanes /
-                       (streams && kVectorBytes == 64 ? 64
-                        : k % kLanes == 0             ? 112
-                                                      : 224);
+                       (plain != PlainRows::Slow && kVectorBytes == 64 ? 64
+                        : k % kLanes == 0                              ? 112
+                                                                       : 224);
   return rows < 48 ? rows : 48;
 }
 
-// Whether the same holds of the recurrent products of so many steps, and rows in all. Where a
-// single stream is faster a packed matrix is one, and several of its rows are not: there each step
-// costs as much as three rows more.
+// Whether the same holds of the recurrent products of so many steps, and rows in all. A packed
+// matrix is a single stream and several of its rows are not: on Zen 5 each step costs as much as
+// three rows more; on Zen 4 as eight, but for the rows of a single gate, which follow one another.
 template <class T>
-constexpr bool dot_steps(int64_t steps, int64_t rows, int64_t k, bool streams) {
-  if (kOperandTerms<T> > 1 || kVectorBytes < 64 || !streams) return rows <= dot_rows<T>(k, streams);
-  const int64_t most = k * kLanesOf<T> * 7 / 256;
-  return 3 * steps + rows <= (most < 48 ? most : 48);
+constexpr bool dot_steps(int gates, int64_t steps, int64_t rows, int64_t k, PlainRows plain) {
+  const bool several = plain == PlainRows::Several;
+  if (kOperandTerms<T> > 1 || kVectorBytes < 64 || plain == PlainRows::Slow ||
+      (several && gates == 1)) {
+    return rows <= dot_rows<T>(k, plain);
+  }
+  const int64_t cost = several ? 4 * steps + rows / 2 : 3 * steps + rows, limit = several ? 56 : 48,
+                most = k * kLanesOf<T> * 7 / 256;
+  return cost <= (most < limit ? most : limit);
 }
 
 // A right factor as it lies: rows w [n, k] (row stride k), each to be multiplied with a's rows

@@ -395,7 +395,7 @@ void gemm(const GemmArgs<T>& g, T* scratch, int index, int count) {
   if (!g.packed && !g.in_place) {
     const Range panels = share(all_panels, across, grid.across);
     if constexpr (kOperandTerms<T> == 1) {
-      if (g.M <= dot_rows<T>(g.K, g.streams) && g.b_row == 1 && g.b_column == g.K) {
+      if (g.M <= dot_rows<T>(g.K, g.plain) && g.b_row == 1 && g.b_column == g.K) {
         gemm_dots(g, down, panels);
         return;
       }

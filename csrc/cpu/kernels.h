@@ -14,6 +14,7 @@
 #include <type_traits>
 
 #include "cells/cell.h"
+#include "cpu/capability.h"
 #include "cpu/parallel.h"
 
 namespace seqkern::cpu {
@@ -160,8 +161,8 @@ struct GemmArgs {
   const int64_t* c_rows = nullptr;
   int64_t steps = 0;
   RowGroups groups = {};
-  bool in_place = false;           // gemm_in_place says that b may stay as it is for any a
-  bool streams = false;            // as in StepArgs
+  bool in_place = false;              // gemm_in_place says that b may stay as it is for any a
+  PlainRows plain = PlainRows::Slow;  // how b is read where it is not packed
   const GemmArgs* also = nullptr;  // another product of the same a, which is packed once for both
 };
 
@@ -199,7 +200,7 @@ struct LayerKernels {
   void (*add_columns)(const T* a, int64_t lda, int64_t rows, int64_t n, Arithmetic<T>* to);
 
   // Whether w_hh of K = k columns is better read as it lies.
-  bool (*dot_steps)(int64_t steps, int64_t rows, int64_t k, bool streams);
+  bool (*dot_steps)(int gates, int64_t steps, int64_t rows, int64_t k, PlainRows plain);
 
   // Rows up to which `step` is faster than two large products and the gates.
   int64_t step_rows;

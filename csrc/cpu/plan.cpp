@@ -104,11 +104,6 @@ bool alternates(int64_t bytes, int64_t cache_bytes) {
   return cache_bytes >= kLargeCache ? bytes > cache_bytes / 4 * 3 : bytes >= cache_bytes / 2;
 }
 
-bool streams() {
-  const int64_t cache_bytes = planned_cache_bytes();
-  return kMediumCache <= cache_bytes && cache_bytes < kLargeCache;
-}
-
 int product_threads(int64_t M, int64_t N, int64_t K, int available_threads) {
   return flops_threads(2 * M * N * K, available_threads);
 }

@@ -29,11 +29,6 @@ struct Plan {
 // starting it costs.
 int step_threads(int64_t B, int64_t weight_bytes, int available_threads);
 
-// Whether weights come faster here in a single stream than several rows at once, each asked for
-// ahead. As measured on a Zen 5, whose second-level cache delivers up to twice as fast; elsewhere
-// it is not.
-bool streams();
-
 // Whether steps that read so many bytes of weights each, to a thread, are faster if every other one
 // reads them backwards.
 bool alternates(int64_t bytes, int64_t cache_bytes);

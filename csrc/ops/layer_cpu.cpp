@@ -58,7 +58,8 @@ ForwardResult forward(const cpu::LayerKernels<T>& table, const Layer& s, const T
     A* chunk = nullptr;  // a chunk's activations, where they are not in place
     Tensor scratch;      // the same as a tensor, where they are converted
   };
-  const bool plain = s.T > 1 && table.dot_steps(s.T, s.R, K, cpu::streams());
+  const bool plain =
+      s.T > 1 && table.dot_steps(static_cast<int>(G), s.T, s.R, K, cpu::plain_rows());
   std::vector<PerDirection> dirs(s.D);
   for (int64_t d = 0; d < s.D; ++d) {
     PerDirection& dir = dirs[d];

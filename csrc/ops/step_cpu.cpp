@@ -40,7 +40,7 @@ void run(Cell cell, cpu::StepArgs<T> args, bool packed = false) {
   const auto kernel = packed ? kernels<T>().packed_step[i] : kernels<T>().step[i];
   const int64_t terms = args.from_zero ? args.I : args.I + args.H;
   const int64_t weight_bytes = gates * args.H * terms * int64_t(sizeof(T));
-  args.streams = cpu::streams();
+  args.streams = cpu::plain_rows() == cpu::PlainRows::Single;
   const int threads = cpu::step_threads(args.B, weight_bytes, at::get_num_threads());
   // Most likely the step after one with the same weights. Not for many rows on weights as they lie,
   // which are fetched ahead from the first to the last.

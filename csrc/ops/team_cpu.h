@@ -173,7 +173,7 @@ class Team {
             .steps = steps.count,
             .groups = barrier_ ? steps.groups : cpu::RowGroups{},
             .in_place = factor.in_place,
-            .streams = cpu::streams()};
+            .plain = cpu::plain_rows()};
   }
 
   void pack_share(const Factor<T>& factor, int index, int count) const {

@@ -66,7 +66,8 @@ struct Case {
   bool a_transposed;
   struct Product {
     int64_t N, k_block;
-    bool b_transposed, add, streams;
+    bool b_transposed, add;
+    PlainRows plain;
     Right right;
   };
   std::vector<Product> products;
@@ -145,7 +146,7 @@ bool check(const LayerKernels<T>& kernels, Case s) {
                                   ? RowGroups{}
                                   : RowGroups{s.bounds.data(), int64_t(s.bounds.size()) - 1},
                     .in_place = p.right == Right::kInPlace,
-                    .streams = p.streams,
+                    .plain = p.plain,
                     .also = also});
   }
   const bool deals = kernels.gemm_deals(args.back());
@@ -264,7 +265,7 @@ int main(int argc, char** argv) {
                       .k_block = any_of({0, 0, 64}),
                       .b_transposed = generator() % 2 == 0,
                       .add = generator() % 2 == 0,
-                      .streams = generator() % 2 == 0,
+                      .plain = PlainRows(generator() % 3),
                       .right = generator() % 2 == 0 ? Right::kPacked : Right::kInPlace};
       // Many panels, and with as many terms as a slab has more than one group of them.
       if (i % 40 == 10 || i % 80 == 40) p.N = 300;

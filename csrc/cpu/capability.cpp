@@ -74,7 +74,6 @@ std::vector<std::string> names_where(Predicate predicate) {
 
 std::atomic<bool> slow_bf16_denied{false};
 
-// Its third-level cache delivers nearly as fast as the second.
 bool is_zen4() {
 #if defined(__x86_64__) || defined(__i386__)
   static const bool zen4 = [] {
@@ -181,8 +180,8 @@ PlainRows plain_rows() {
   return cache_bytes() >> 20 == 1 ? PlainRows::Single : PlainRows::Slow;
 }
 
-int64_t planned_cache_bytes() {
-  return is_zen4() ? std::min(cache_bytes(), int64_t(512) << 10) : cache_bytes();
+int64_t planned_cache_bytes(int64_t rows) {
+  return rows > 1 && is_zen4() ? std::min(cache_bytes(), int64_t(512) << 10) : cache_bytes();
 }
 
 void deny_slow_bf16(bool deny) { slow_bf16_denied = deny; }

@@ -102,7 +102,7 @@ struct Run {
                              .element_size = sizeof(A),
                              .pass_flops = flops * s.R * s.D * width * s.H * (s.I + s.K),
                              .min_chunk_rows = min_chunk_rows,
-                             .cache_bytes = cpu::planned_cache_bytes()},
+                             .cache_bytes = cpu::planned_cache_bytes(s.B)},
                             at::get_num_threads())),
         chunks(s, plan.chunk_rows, plan.split_rows ? plan.threads / plan.teams : 0,
                plan.teams > 1 || converts() ? Groups::kOfChunk : groups) {}

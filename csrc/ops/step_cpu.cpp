@@ -46,7 +46,7 @@ void run(Cell cell, cpu::StepArgs<T> args, bool packed = false) {
   // which are fetched ahead from the first to the last.
   constexpr int64_t kFewRows = 8;
   if ((packed || args.B <= kFewRows) &&
-      cpu::alternates(weight_bytes / threads, cpu::planned_cache_bytes())) {
+      cpu::alternates(weight_bytes / threads, cpu::planned_cache_bytes(args.B))) {
     static thread_local bool back = false;
     args.back = back = !back;
   }

@@ -5,7 +5,6 @@
 #include <cpuid.h>
 #endif
 
-#include <algorithm>
 #include <atomic>
 #include <stdexcept>
 
@@ -180,9 +179,7 @@ PlainRows plain_rows() {
   return cache_bytes() >> 20 == 1 ? PlainRows::Single : PlainRows::Slow;
 }
 
-int64_t planned_cache_bytes(int64_t rows) {
-  return rows > 1 && is_zen4() ? std::min(cache_bytes(), int64_t(512) << 10) : cache_bytes();
-}
+bool kept_weights_pay(int64_t rows) { return rows == 1 || !is_zen4(); }
 
 void deny_slow_bf16(bool deny) { slow_bf16_denied = deny; }
 

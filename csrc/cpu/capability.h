@@ -46,9 +46,9 @@ void deny_slow_bf16(bool deny);
 // Bytes of a core's second-level cache; 512 KiB where the system does not say.
 int64_t cache_bytes();
 
-// What plans for steps of so many rows count on of it: with more than one 512 KiB at most on Zen 4,
-// whose third-level cache delivers nearly as fast, and slower what is fetched ahead from it.
-int64_t planned_cache_bytes(int64_t rows);
+// Whether steps of so many rows gain from weights that it has kept from the step before: on Zen 4,
+// whose third-level cache delivers nearly as fast, and slower what is fetched ahead, one row alone.
+bool kept_weights_pay(int64_t rows);
 
 // How rows of weights as they lie come here: slowly beside packed ones; several at once, each asked
 // for ahead, nearly as fast (Zen 4); or one after the other in a single stream, up to twice as fast

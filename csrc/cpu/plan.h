@@ -14,7 +14,7 @@ struct Problem {
   int element_size;        // bytes of the arithmetic's type
   int64_t pass_flops;      // of all its products
   int64_t min_chunk_rows;  // fewest rows worth a product of their own outside the time loop
-  int64_t cache_bytes;     // of a core's second-level cache: planned_cache_bytes()
+  int64_t cache_bytes;     // of a core's second-level cache
 };
 
 struct Plan {

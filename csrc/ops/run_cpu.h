@@ -102,10 +102,12 @@ struct Run {
                              .element_size = sizeof(A),
                              .pass_flops = flops * s.R * s.D * width * s.H * (s.I + s.K),
                              .min_chunk_rows = min_chunk_rows,
-                             .cache_bytes = cpu::planned_cache_bytes(s.B)},
+                             .cache_bytes = cpu::cache_bytes()},
                             at::get_num_threads())),
         chunks(s, plan.chunk_rows, plan.split_rows ? plan.threads / plan.teams : 0,
-               plan.teams > 1 || converts() ? Groups::kOfChunk : groups) {}
+               plan.teams > 1 || converts() ? Groups::kOfChunk : groups) {
+    plan.alternate = plan.alternate && cpu::kept_weights_pay(s.B);
+  }
 
   bool converts() const { return c10::typeMetaToScalarType(storage.dtype()) != kTypeOf<T>; }
 

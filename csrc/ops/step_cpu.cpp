@@ -45,8 +45,8 @@ void run(Cell cell, cpu::StepArgs<T> args, bool packed = false) {
   // Most likely the step after one with the same weights. Not for many rows on weights as they lie,
   // which are fetched ahead from the first to the last.
   constexpr int64_t kFewRows = 8;
-  if ((packed || args.B <= kFewRows) &&
-      cpu::alternates(weight_bytes / threads, cpu::planned_cache_bytes(args.B))) {
+  if ((packed || args.B <= kFewRows) && cpu::kept_weights_pay(args.B) &&
+      cpu::alternates(weight_bytes / threads, cpu::cache_bytes())) {
     static thread_local bool back = false;
     args.back = back = !back;
   }

@@ -46,8 +46,9 @@ void deny_slow_bf16(bool deny);
 // Bytes of a core's second-level cache; 512 KiB where the system does not say.
 int64_t cache_bytes();
 
-// Whether steps of so many rows gain from weights that it has kept from the step before: on Zen 4,
-// whose third-level cache delivers nearly as fast, and slower what is fetched ahead, one row alone.
+// Whether steps of so many rows gain from weights that this cache has kept from the step before: on
+// Zen 4 one row alone, as the third-level cache delivers nearly as fast there, and slower what is
+// fetched ahead.
 bool kept_weights_pay(int64_t rows);
 
 // How rows of weights as they lie come here: slowly beside packed ones; several at once, each asked

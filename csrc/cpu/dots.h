@@ -5,6 +5,7 @@
 
 #include <utility>
 
+#include "cpu/capability.h"
 #include "cpu/tile.h"
 
 namespace seqkern::cpu::SEQKERN_CAPABILITY {
